@@ -1,0 +1,91 @@
+/** The configuration as the rest of the program sees it, whichever form (section per bridge, or one database with upstreams) it was written in. */
+
+import type { Target } from "../core/upstream.ts";
+
+export interface Config {
+  readonly bridges: readonly BridgeConfig[];
+  readonly log: LogConfig;
+}
+
+export type LogLevel = "debug" | "info" | "warning" | "error";
+/** `auto` is `pretty` on a terminal and `json` otherwise. */
+export type LogFormat = "auto" | "pretty" | "json";
+
+export interface LogConfig {
+  readonly level: LogLevel;
+  readonly format: LogFormat;
+}
+
+/** One database and the upstreams that its events go to. */
+export interface BridgeConfig {
+  /** The section name of the first form; `database` in the second. */
+  readonly name: string;
+  /** `postgresql://…` as configured, password included: never to be printed. */
+  readonly postgresqlUri: string;
+  readonly upstreams: readonly UpstreamConfig[];
+}
+
+/** `pgchannel->type:name` */
+export interface Binding {
+  readonly channel: string;
+  readonly target: Target;
+}
+
+/** A WAL source: upstreams with equal values share one replication connection. */
+export interface SlotConfig {
+  readonly name: string;
+  /** In the order given, names and values unquoted. */
+  readonly wal2jsonParams: ReadonlyArray<readonly [name: string, value: string]>;
+}
+
+interface UpstreamCommon {
+  /** The section name of the second form (`[upstream.NAME]`); in the first form the bridge's name. */
+  readonly name: string;
+  readonly bindings: readonly Binding[];
+  readonly slot: SlotConfig;
+  /** Undefined: the kind's own default. */
+  readonly maxInFlight: number | undefined;
+  readonly maxInFlightBytes: number;
+  readonly onReject: "stop" | "drop";
+}
+
+export interface TlsConfig {
+  readonly caFile: string | undefined;
+  readonly certFile: string | undefined;
+  readonly keyFile: string | undefined;
+  readonly insecureSkipVerify: boolean;
+}
+
+export interface AmqpConfig extends UpstreamCommon {
+  readonly kind: "amqp";
+  readonly uri: string;
+  readonly deliveryMode: 1 | 2;
+  readonly declare: boolean;
+  readonly tls: TlsConfig;
+}
+
+export interface MqttConfig extends UpstreamCommon {
+  readonly kind: "mqtt";
+  readonly uri: string;
+  readonly username: string | undefined;
+  readonly password: string | undefined;
+  readonly clientId: string | undefined;
+  readonly qos: 0 | 1 | 2;
+  readonly retain: boolean;
+  readonly topicSeparator: string;
+  readonly protocolVersion: 4 | 5;
+  readonly tls: TlsConfig;
+}
+
+export interface RedisConfig extends UpstreamCommon {
+  readonly kind: "redis";
+  readonly uri: string;
+  readonly tls: TlsConfig;
+}
+
+export interface StdoutConfig extends UpstreamCommon {
+  readonly kind: "stdout";
+}
+
+export type UpstreamConfig = AmqpConfig | MqttConfig | RedisConfig | StdoutConfig;
+export type UpstreamKind = UpstreamConfig["kind"];

@@ -1,0 +1,44 @@
+/**
+ * An error whose message is meant for the operator: one line, no secret, saying what was tried, what was seen and what
+ * to do about it.
+ */
+export class OperatorError extends Error {
+  override name = "OperatorError";
+}
+
+/** Faulty configuration. Ends the program with exit code 2. `problems` holds one line per fault, all of them at once. */
+export class ConfigError extends OperatorError {
+  override name = "ConfigError";
+  readonly problems: readonly string[];
+  constructor(problems: readonly string[]) {
+    super(problems.join("\n"));
+    this.problems = problems;
+  }
+}
+
+/**
+ * A condition that no retry mends: a refused password, a missing exchange, a missing privilege. At the first start it
+ * ends the program with exit code 1; after a good start it is retried like any other, loudly.
+ */
+export class PermanentError extends OperatorError {
+  override name = "PermanentError";
+}
+
+/** A condition that passes: connection refused, reset, timed out, server starting up, slot held by another process. */
+export class TransientError extends OperatorError {
+  override name = "TransientError";
+}
+
+/** The text of anything thrown, in one line. */
+export function errorText(error: unknown): string {
+  if (error instanceof AggregateError && error.errors.length > 0) {
+    return [...new Set(error.errors.map(errorText))].join("; ");
+  }
+  const text = error instanceof Error ? error.message || codeOf(error) || error.name : String(error);
+  return text.replace(/\s*\n\s*/g, " ").trim();
+}
+
+function codeOf(error: Error): string | undefined {
+  const code = (error as { code?: unknown }).code;
+  return typeof code === "string" ? code : undefined;
+}
