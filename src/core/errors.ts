@@ -29,6 +29,14 @@ export class TransientError extends OperatorError {
   override name = "TransientError";
 }
 
+/**
+ * The upstream ended the session over something that was sent: one of the unanswered deliveries is at fault, the session
+ * cannot tell which. The lane sends them again one at a time to find out.
+ */
+export class ChannelRejectedError extends OperatorError {
+  override name = "ChannelRejectedError";
+}
+
 /** The text of anything thrown, in one line. */
 export function errorText(error: unknown): string {
   if (error instanceof AggregateError && error.errors.length > 0) {

@@ -1,0 +1,126 @@
+/** Decides which LSN may be confirmed. Knows transactions and LSNs, and nothing else. */
+
+import { type Lsn, NO_LSN } from "./lsn.ts";
+import type { Completion } from "./source.ts";
+
+/**
+ * A transaction on its way: open until its commit record was read, then closed; done once closed with nothing
+ * outstanding.
+ */
+export interface Transaction extends Completion {
+  /** Deliveries of its events that no upstream has acknowledged yet. */
+  readonly outstanding: number;
+}
+
+class TrackedTransaction implements Transaction {
+  outstanding = 0;
+  closed = false;
+  endLsn: Lsn = NO_LSN;
+  readonly #tracker: AckTracker;
+
+  constructor(tracker: AckTracker) {
+    this.#tracker = tracker;
+  }
+
+  retain(): void {
+    this.outstanding++;
+  }
+
+  release(): void {
+    if (--this.outstanding === 0 && this.closed) this.#tracker.advance();
+  }
+}
+
+/**
+ * Transactions arrive in commit order and are acknowledged in any order; the confirmed LSN moves over a contiguous run
+ * of done transactions only (design, section 4, rules 1, 3 and 4).
+ */
+export class AckTracker {
+  readonly #onConfirmed: () => void;
+  #transactions: TrackedTransaction[] = [];
+  #head = 0;
+  #confirmedLsn: Lsn;
+
+  /** `onConfirmed` is called whenever the confirmed LSN has moved. */
+  constructor(confirmedLsn: Lsn, onConfirmed: () => void) {
+    this.#confirmedLsn = confirmedLsn;
+    this.#onConfirmed = onConfirmed;
+  }
+
+  /** Everything that ends before this LSN is acknowledged by every upstream. */
+  get confirmedLsn(): Lsn {
+    return this.#confirmedLsn;
+  }
+
+  /** Whether everything that was read is acknowledged, and no transaction is half read. */
+  get idle(): boolean {
+    return this.#head === this.#transactions.length;
+  }
+
+  /** The number of transactions read, in part or whole, and not yet done. */
+  get pending(): number {
+    return this.#transactions.length - this.#head;
+  }
+
+  begin(): Transaction {
+    const transaction = new TrackedTransaction(this);
+    this.#transactions.push(transaction);
+    return transaction;
+  }
+
+  /** `endLsn` is the end of the commit record, exactly as received. */
+  commit(transaction: Transaction, endLsn: Lsn): void {
+    const tracked = transaction as TrackedTransaction;
+    tracked.endLsn = endLsn;
+    tracked.closed = true;
+    if (tracked.outstanding === 0) this.advance();
+  }
+
+  /**
+   * For an event outside any transaction (a non-transactional logical message): it holds back what follows until it is
+   * acknowledged, but has no commit, so no LSN of its own to confirm.
+   */
+  standalone(): Transaction {
+    const transaction = new TrackedTransaction(this);
+    transaction.closed = true;
+    this.#transactions.push(transaction);
+    return transaction;
+  }
+
+  /** A keepalive told the server's position. Returns whether it could be confirmed: only when nothing is outstanding. */
+  keepalive(walEnd: Lsn): boolean {
+    if (!this.idle) this.advance();
+    if (!this.idle) return false;
+    if (walEnd > this.#confirmedLsn) {
+      this.#confirmedLsn = walEnd;
+      this.#onConfirmed();
+    }
+    return true;
+  }
+
+  /** Called by a transaction that became done. */
+  advance(): void {
+    let confirmed = this.#confirmedLsn;
+    while (this.#head < this.#transactions.length) {
+      const transaction = this.#transactions[this.#head]!;
+      if (!transaction.closed || transaction.outstanding > 0) break;
+      if (transaction.endLsn > confirmed) confirmed = transaction.endLsn;
+      this.#head++;
+    }
+    this.#forgetDone();
+    if (confirmed !== this.#confirmedLsn) {
+      this.#confirmedLsn = confirmed;
+      this.#onConfirmed();
+    }
+  }
+
+  #forgetDone(): void {
+    if (this.#head === this.#transactions.length) {
+      this.#transactions = [];
+      this.#head = 0;
+    } else if (this.#head > 1024 && this.#head * 2 > this.#transactions.length) {
+      this.#transactions = this.#transactions.slice(this.#head);
+      this.#head = 0;
+    }
+  }
+}

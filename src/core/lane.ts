@@ -1,0 +1,383 @@
+/** The way to one upstream: an ordered window of deliveries, sent again after a reconnect. */
+
+import type { Logger } from "../log.ts";
+import { aborted, Backoff, sleep } from "./backoff.ts";
+import { ChannelRejectedError, errorText, PermanentError } from "./errors.ts";
+import type { Event } from "./event.ts";
+import { OutageLog } from "./outage_log.ts";
+import type { Completion } from "./source.ts";
+import type { Delivery, Session, Target, Upstream } from "./upstream.ts";
+
+/** What a waiting event costs besides its payload, in bytes: the objects around it. */
+const EVENT_OVERHEAD_BYTES = 256;
+
+/** After this many connections in a row that were lost without one acknowledgement, events are sent one at a time. */
+const FRUITLESS_SESSIONS = 3;
+
+export interface LaneOptions {
+  readonly upstream: Upstream;
+  readonly targets: readonly Target[];
+  /** The lane is congested from this many bytes on (payloads plus overhead, not yet acknowledged). */
+  readonly maxInFlightBytes: number;
+  readonly onReject: "stop" | "drop";
+  readonly log: Logger;
+}
+
+/** Monotonic counts since the start. */
+export interface LaneCounts {
+  delivered: number;
+  resent: number;
+  dropped: number;
+  connections: number;
+}
+
+class LaneDelivery implements Delivery {
+  readonly event: Event;
+  readonly target: Target;
+  readonly completion: Completion;
+  readonly #lane: Lane;
+  /** The session that has it; undefined while it waits. */
+  session: Session | undefined;
+  settled = false;
+  sentBefore = false;
+
+  constructor(lane: Lane, event: Event, target: Target, completion: Completion) {
+    this.#lane = lane;
+    this.event = event;
+    this.target = target;
+    this.completion = completion;
+  }
+
+  acknowledge(session: Session): void {
+    if (this.session === session) this.#lane.acknowledged(this);
+  }
+
+  refuse(session: Session, reason: string): void {
+    if (this.session === session) this.#lane.refused(this, reason);
+  }
+}
+
+/**
+ * Owns the order, the window and the resending of one upstream. Its states:
+ *
+ * - *connecting*: no session; deliveries wait.
+ * - *open*: up to `maxInFlight` deliveries are with the session.
+ * - *probing*: as open, but one at a time, because the last sessions ended over an event that is not known yet.
+ * - *holding*: an event was refused and `on_reject` is `stop`: nothing new is sent; once the rest of the window is
+ *   answered, the refused event is tried again after a pause, then what follows, one at a time.
+ * - *closed*: after `close`.
+ */
+export class Lane {
+  readonly #options: LaneOptions;
+  readonly #maxInFlight: number;
+  readonly #outage: OutageLog;
+  readonly #log: Logger;
+  readonly counts: LaneCounts = { delivered: 0, resent: 0, dropped: 0, connections: 0 };
+
+  /** `[#head, #sent)` are with the session or settled out of turn, `[#sent, length)` wait. */
+  #queue: (LaneDelivery | undefined)[] = [];
+  #head = 0;
+  #sent = 0;
+  #inFlight = 0;
+  #bytes = 0;
+
+  #session: Session | undefined;
+  #pumpScheduled = false;
+  #probing = 0;
+  #fruitlessSessions = 0;
+  #acknowledgedInSession = 0;
+  #held: { reason: string } | undefined;
+  readonly #holdBackoff = new Backoff(500, 10_000);
+  readonly #holdOutage: OutageLog;
+  #closed = false;
+  #congested = false;
+  #signal: AbortSignal | undefined;
+
+  #reliefListeners: (() => void)[] = [];
+  #emptyListeners: (() => void)[] = [];
+
+  constructor(options: LaneOptions) {
+    this.#options = options;
+    this.#maxInFlight = options.upstream.maxInFlight;
+    this.#log = options.log;
+    this.#outage = new OutageLog(options.log, this.name);
+    this.#holdOutage = new OutageLog(options.log, `delivery to ${this.name}`);
+  }
+
+  get name(): string {
+    return `${this.#options.upstream.kind} upstream "${this.#options.upstream.name}"`;
+  }
+
+  /** Whether a session is open and no refused event holds it up. */
+  get ready(): boolean {
+    return this.#session !== undefined && this.#held === undefined;
+  }
+
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+
+  get waiting(): number {
+    return this.#queue.length - this.#head;
+  }
+
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Set when the memory bound is reached, cleared when a quarter of it is free again. */
+  get congested(): boolean {
+    return this.#congested;
+  }
+
+  onRelief(listener: () => void): void {
+    this.#reliefListeners.push(listener);
+  }
+
+  push(event: Event, target: Target, completion: Completion): void {
+    completion.retain();
+    this.#queue.push(new LaneDelivery(this, event, target, completion));
+    this.#bytes += sizeOf(event);
+    if (this.#bytes >= this.#options.maxInFlightBytes) this.#congested = true;
+    this.#schedulePump();
+  }
+
+  /**
+   * Connects, and connects again whenever the connection is lost, until `signal` aborts. `onFirstAttempt` is called
+   * after the first attempt, whether it succeeded or met a passing fault; a permanent fault at the first attempt is
+   * thrown.
+   */
+  async run(signal: AbortSignal, onFirstAttempt: () => void): Promise<void> {
+    const backoff = new Backoff();
+    let hadSession = false;
+    this.#signal = signal;
+    while (!signal.aborted) {
+      try {
+        const lost = await this.#open(signal);
+        backoff.reset();
+        hadSession = true;
+        onFirstAttempt();
+        const cause = await Promise.race([lost, aborted(signal)]);
+        if (cause === undefined) return;
+        this.#lost(cause);
+      } catch (error) {
+        if (signal.aborted) return;
+        if (error instanceof PermanentError && !hadSession) throw error;
+        this.#outage.failed(error);
+        onFirstAttempt();
+      }
+      await sleep(backoff.nextMs(), signal);
+    }
+  }
+
+  /** Resolves when every delivery is settled, or when `signal` aborts. */
+  drained(signal: AbortSignal): Promise<void> {
+    if (this.waiting === 0) return Promise.resolve();
+    return Promise.race([new Promise<void>((resolve) => this.#emptyListeners.push(resolve)), aborted(signal)]);
+  }
+
+  /** Ends the session. What is not acknowledged stays so. */
+  async close(deadlineMs: number): Promise<void> {
+    this.#closed = true;
+    const session = this.#session;
+    this.#session = undefined;
+    await session?.close(deadlineMs);
+  }
+
+  async #open(signal: AbortSignal): Promise<Promise<Error>> {
+    const { promise: lost, resolve } = Promise.withResolvers<Error>();
+    let ended = false;
+    const onLost = (cause: Error) => {
+      ended = true;
+      this.#session = undefined;
+      resolve(cause);
+    };
+    const session = await this.#options.upstream.connect(this.#options.targets, onLost, signal);
+    if (signal.aborted || this.#closed) {
+      await session.close(0);
+      throw new Error("stopped while connecting");
+    }
+    if (!ended) this.#session = session;
+    this.#acknowledgedInSession = 0;
+    this.counts.connections++;
+    const again = this.#countUnsettled();
+    this.#outage.recovered(`${again} events are sent again or wait`);
+    this.#schedulePump();
+    return lost;
+  }
+
+  #countUnsettled(): number {
+    let count = 0;
+    for (let i = this.#head; i < this.#queue.length; i++) if (!this.#queue[i]!.settled) count++;
+    return count;
+  }
+
+  #lost(cause: Error): void {
+    this.#outage.failed(cause);
+    this.#suspect(cause);
+    this.#rewind();
+  }
+
+  /** Decides whether an event may be the reason for the loss, so that the next session has to find out which. */
+  #suspect(cause: Error): void {
+    this.#fruitlessSessions = this.#acknowledgedInSession > 0 || this.#inFlight === 0 ? 0 : this.#fruitlessSessions + 1;
+    const blamesEvent = cause instanceof ChannelRejectedError || this.#fruitlessSessions >= FRUITLESS_SESSIONS;
+    if (!blamesEvent) return;
+    const alone = this.#inFlight === 1 ? this.#firstUnsettled() : undefined;
+    if (alone === undefined) {
+      this.#probing = Math.max(this.#probing, this.#inFlight);
+    } else if (this.#probing > 0 || cause instanceof ChannelRejectedError) {
+      this.#probing = Math.max(this.#probing, 1);
+      this.#fruitlessSessions = 0;
+      this.refused(alone, errorText(cause));
+    } else {
+      this.#probing = 1;
+      this.#fruitlessSessions = 0;
+    }
+  }
+
+  #firstUnsettled(): LaneDelivery | undefined {
+    for (let i = this.#head; i < this.#sent; i++) if (!this.#queue[i]!.settled) return this.#queue[i];
+    return undefined;
+  }
+
+  /** Makes everything that is not settled wait again, in its old order. */
+  #rewind(): void {
+    const waiting: LaneDelivery[] = [];
+    for (let i = this.#head; i < this.#queue.length; i++) {
+      const delivery = this.#queue[i]!;
+      delivery.session = undefined;
+      if (!delivery.settled) waiting.push(delivery);
+    }
+    this.#queue = waiting;
+    this.#head = 0;
+    this.#sent = 0;
+    this.#inFlight = 0;
+    this.#windowAnswered();
+    if (waiting.length === 0) this.#notifyEmpty();
+  }
+
+  #schedulePump(): void {
+    if (this.#pumpScheduled) return;
+    this.#pumpScheduled = true;
+    queueMicrotask(() => {
+      this.#pumpScheduled = false;
+      this.#pump();
+    });
+  }
+
+  #pump(): void {
+    const session = this.#session;
+    if (session === undefined || this.#held !== undefined) return;
+    const window = this.#probing > 0 ? 1 : this.#maxInFlight;
+    let published = false;
+    while (this.#inFlight < window && this.#sent < this.#queue.length && this.#session === session) {
+      const delivery = this.#queue[this.#sent++]!;
+      delivery.session = session;
+      if (delivery.sentBefore) this.counts.resent++;
+      delivery.sentBefore = true;
+      this.#inFlight++;
+      session.publish(delivery);
+      published = true;
+    }
+    if (published) session.flush();
+  }
+
+  /** Called by a delivery whose session reports the upstream's acknowledgement. */
+  acknowledged(delivery: LaneDelivery): void {
+    this.counts.delivered++;
+    this.#acknowledgedInSession++;
+    this.#fruitlessSessions = 0;
+    if (this.#holdOutage.ongoing && this.#held === undefined) {
+      this.#holdOutage.recovered();
+      this.#holdBackoff.reset();
+    }
+    this.#settle(delivery);
+  }
+
+  /** Called by a delivery whose session reports a refusal, and for an event found to end every session. */
+  refused(delivery: LaneDelivery, reason: string): void {
+    if (this.#options.onReject === "drop") {
+      this.counts.dropped++;
+      this.#log.error("{upstream} refused event {id} for {target}: {reason}; dropped, as on_reject=drop says", {
+        upstream: this.name,
+        id: delivery.event.id,
+        target: `${delivery.target.type}:${delivery.target.name}`,
+        reason,
+      });
+      this.#settle(delivery);
+      return;
+    }
+    this.#holdOutage.failed(
+      `event ${delivery.event.id} for ${delivery.target.type}:${delivery.target.name} was refused: ${reason}; it is held ` +
+        "and tried again (on_reject=stop), and nothing overtakes it",
+    );
+    this.#probing = Math.max(this.#probing, this.#inFlight);
+    this.#inFlight--;
+    delivery.session = undefined;
+    if (this.#held === undefined) void this.#hold(reason);
+    else if (this.#inFlight === 0) this.#windowAnswered();
+  }
+
+  #windowAnswered: () => void = () => {};
+
+  /** Waits until the window is answered, then for a pause, and lets the refused event go again, ahead of all others. */
+  async #hold(reason: string): Promise<void> {
+    this.#held = { reason };
+    const session = this.#session;
+    if (this.#inFlight > 0) await new Promise<void>((resolve) => this.#windowAnswered = resolve);
+    await sleep(this.#holdBackoff.nextMs(), this.#signal);
+    this.#held = undefined;
+    if (this.#session === session && session !== undefined) this.#rewind();
+    this.#schedulePump();
+  }
+
+  #settle(delivery: LaneDelivery): void {
+    delivery.settled = true;
+    if (delivery.session !== undefined) {
+      delivery.session = undefined;
+      this.#inFlight--;
+    }
+    if (this.#probing > 0) this.#probing--;
+    this.#bytes -= sizeOf(delivery.event);
+    while (this.#head < this.#sent && this.#queue[this.#head]!.settled) this.#queue[this.#head++] = undefined;
+    this.#forgetSettled();
+    delivery.completion.release();
+    if (this.#congested && this.#bytes < this.#options.maxInFlightBytes * 0.75) this.#notifyRelief();
+    if (this.#held !== undefined && this.#inFlight === 0) this.#windowAnswered();
+    if (this.#sent < this.#queue.length) this.#schedulePump();
+    if (this.#head === this.#queue.length) this.#notifyEmpty();
+  }
+
+  #forgetSettled(): void {
+    if (this.#head === this.#queue.length) {
+      this.#queue.length = 0;
+    } else if (this.#head > 4096 && this.#head * 2 > this.#queue.length) {
+      this.#queue.splice(0, this.#head);
+      this.#sent -= this.#head;
+      this.#head = 0;
+      return;
+    } else {
+      return;
+    }
+    this.#head = 0;
+    this.#sent = 0;
+  }
+
+  #notifyRelief(): void {
+    this.#congested = false;
+    const listeners = this.#reliefListeners;
+    this.#reliefListeners = [];
+    for (const listener of listeners) listener();
+  }
+
+  #notifyEmpty(): void {
+    const listeners = this.#emptyListeners;
+    this.#emptyListeners = [];
+    for (const listener of listeners) listener();
+  }
+}
+
+function sizeOf(event: Event): number {
+  return event.payload.length + EVENT_OVERHEAD_BYTES;
+}

@@ -1,0 +1,49 @@
+/** The contract between a source of events and the bridge. */
+
+import type { Event } from "./event.ts";
+
+/** Counts the deliveries of an event; whoever made it learns when all of them are acknowledged. */
+export interface Completion {
+  /** A lane has taken the event. */
+  retain(): void;
+  /** A lane has got rid of it: acknowledged by its upstream, or dropped as configured. */
+  release(): void;
+}
+
+/** What a source pours its events into. */
+export interface Sink {
+  /**
+   * Hands the event to every lane bound to its channel; each calls `completion.retain` before this returns. Returns how
+   * many lanes took it.
+   */
+  emit(event: Event, completion: Completion): number;
+  /** Whether any binding names this channel. */
+  accepts(channel: string): boolean;
+  /** Whether a lane holds more than its memory bound: a source that can stop reading must. */
+  readonly congested: boolean;
+  /** Calls `resume` once, as soon as no lane is congested. */
+  onRelief(resume: () => void): void;
+}
+
+export interface RunOptions {
+  /** Called once per connection, when events can flow. */
+  onOpen(): void;
+  /**
+   * Aborted on shutdown: stop reading, wait for what was read to be acknowledged, tell PostgreSQL, end the connection
+   * in the protocol's own way and return.
+   */
+  readonly stopping: AbortSignal;
+  /** Aborted when waiting has to end: close and return at once. */
+  readonly deadline: AbortSignal;
+}
+
+/** A stream of events out of PostgreSQL. */
+export interface Source {
+  /** For the log: `notify`, or `wal` with the slot's name. */
+  readonly name: string;
+  /**
+   * The life of one connection. Returns after `stopping`; otherwise throws when the connection is lost or cannot be
+   * made, and the supervisor calls it again after a pause. PermanentError: no retry mends it.
+   */
+  run(options: RunOptions): Promise<void>;
+}
