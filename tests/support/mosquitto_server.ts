@@ -1,11 +1,10 @@
 /** A throw-away Mosquitto. */
 
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { connect as connectTcp } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import { connect as connectTls } from "node:tls";
-import { readFileSync } from "node:fs";
 import {
   findProgram,
   freePort,
