@@ -1,0 +1,221 @@
+/** Reads the whole configuration: the ini file and the environment, in both forms, into one typed Config. */
+
+import { ConfigError } from "../core/errors.ts";
+import type { BridgeConfig, Config, SlotConfig, TlsConfig, UpstreamConfig, UpstreamKind } from "./config.ts";
+import type { DatabaseValues, LogValues, SectionType, UpstreamValues, Value } from "./keys.ts";
+import { sectionPath } from "./names.ts";
+import { nearest } from "./nearest.ts";
+import { asKind, readSection, type SectionOrigins, type SectionValues } from "./section_values.ts";
+import { collectSections, type Environment, type ReadFile, type Section } from "./sections.ts";
+import { checkSlots, checkUpstream, type SlotUse } from "./validate.ts";
+
+export interface LoadOptions {
+  /** Path of the ini file; called in errors as it stands here. */
+  readonly file?: string | undefined;
+  readonly env: Environment;
+  readonly readFile: ReadFile;
+}
+
+export interface LoadedConfig {
+  readonly config: Config;
+  /** Every effective value with its origin, section by section. */
+  readonly origins: readonly SectionOrigins[];
+}
+
+const NOTHING_CONFIGURED = "nothing is configured: set PGPROXY_LOCAL-POSTGRESQL_URI, PGPROXY_LOCAL-UPSTREAM, " +
+  "PGPROXY_LOCAL-UPSTREAM_CONFIG-URI and PGPROXY_LOCAL-UPSTREAM_CONFIG-BRIDGE_CHANNELS in the environment " +
+  "(__ does for -, as in PGPROXY_LOCAL__UPSTREAM), or name an ini file, as in: pg-event-proxy config.ini; " +
+  "to print an example: pg-event-proxy config --example";
+
+/**
+ * Loads and checks everything. A variable wins over the file; a name that ends in `_FILE` has its value read from the
+ * file that it names. Throws ConfigError with all problems at once, one line each.
+ */
+export function loadConfig({ file, env, readFile }: LoadOptions): LoadedConfig {
+  const problems: string[] = [];
+  const sections = collectSections(file, env, readFile, problems);
+  const loading: Loading = { sections, readFile, problems, origins: [], slotUses: [] };
+  const bridges = [...loadBridges(loading), ...loadDatabase(loading)];
+  const log = asValues<LogValues>(read(loading, find(loading, "log", "log"), "log", "log").values);
+  checkSlots(loading.slotUses, problems);
+  if (problems.length === 0 && bridges.length === 0) problems.push(NOTHING_CONFIGURED);
+  if (problems.length > 0) throw new ConfigError([...new Set(problems)]);
+  return { config: { bridges, log: { level: log.level, format: log.format } }, origins: loading.origins };
+}
+
+/** What is being loaded, and what is found on the way. */
+interface Loading {
+  readonly sections: readonly Section[];
+  readonly readFile: ReadFile;
+  readonly problems: string[];
+  readonly origins: SectionOrigins[];
+  readonly slotUses: SlotUse[];
+}
+
+function find(loading: Loading, type: SectionType, name: string): Section | undefined {
+  return loading.sections.find((section) => section.type === type && section.name === name);
+}
+
+/** Reads a section, which may be missing; `sibling` is one whose way of writing names missing keys then follow. */
+function read(
+  loading: Loading,
+  section: Section | undefined,
+  type: SectionType,
+  name: string,
+  options: { sibling?: Section | undefined; kind?: UpstreamKind | undefined } = {},
+): SectionValues {
+  const result = readSection({ section, type, name, ...options }, loading.problems);
+  loading.origins.push(result.origins);
+  return result;
+}
+
+/** The one place where what the table promises is taken for granted: only complete values get here. */
+function asValues<T>(values: ReadonlyMap<string, Value>): T {
+  return Object.fromEntries(values) as T;
+}
+
+/** First form: a section per bridge, of any name, and `[NAME.upstream_config]`. */
+function loadBridges(loading: Loading): BridgeConfig[] {
+  const ofForm1 = loading.sections.filter(({ type }) => type === "bridge" || type === "upstream_config");
+  const bridges: BridgeConfig[] = [];
+  for (const name of new Set(ofForm1.map((section) => section.name))) {
+    const main = find(loading, "bridge", name);
+    const upstream = find(loading, "upstream_config", name);
+    if (isNonsense(main) && isNonsense(upstream)) continue;
+    if (main === undefined && upstream !== undefined && isStray(loading, upstream)) continue;
+    const values = read(loading, main, "bridge", name, { sibling: upstream });
+    const kind = asKind(values.values.get("kind"));
+    const config = read(loading, upstream, "upstream_config", name, { sibling: main, kind });
+    const checked = kind === undefined ? undefined : checkUpstream(kind, config, loading.readFile, loading.problems);
+    if (kind === undefined || checked === false || !values.isComplete || !config.isComplete) continue;
+    const database = asValues<DatabaseValues>(values.values);
+    const built = buildUpstream(name, kind, config.values, slotOf(database, {}));
+    loading.slotUses.push({
+      bridge: name,
+      uri: database.uri,
+      upstream: built,
+      label: values.label("replication_slot"),
+    });
+    bridges.push({ name, postgresqlUri: database.uri, upstreams: [built] });
+  }
+  return bridges;
+}
+
+/** Nothing in it is known: that is reported, and what it lacks is not worth a line. */
+function isNonsense(section: Section | undefined): boolean {
+  return section === undefined || (section.settings.size === 0 && section.misspelt.size > 0);
+}
+
+/** A misspelt `[NAME.upstream_config]`: a bridge that lacks one has nearly its name. */
+function isStray(loading: Loading, upstream: Section): boolean {
+  const lonely = loading.sections
+    .filter(({ type, name }) => type === "bridge" && find(loading, "upstream_config", name) === undefined)
+    .map(({ name }) => name);
+  const meant = nearest(upstream.name, lonely);
+  if (meant === undefined) return false;
+  loading.problems.push(
+    `section ${upstream.path}: there is no section ${upstream.name} that it belongs to; did you mean ` +
+      `${sectionPath("upstream_config", meant)}?`,
+  );
+  return true;
+}
+
+/** Second form: `[database]` and any number of `[upstream.NAME]`. */
+function loadDatabase(loading: Loading): BridgeConfig[] {
+  const section = find(loading, "database", "database");
+  const upstreamSections = loading.sections.filter(({ type }) => type === "upstream");
+  if (section === undefined && upstreamSections.length === 0) return [];
+  const values = read(loading, section, "database", "database", { sibling: upstreamSections[0] });
+  if (upstreamSections.length === 0) {
+    loading.problems.push(
+      "section database: has no upstream; add a section [upstream.NAME], or variables PGPROXY_UPSTREAM-NAME-KIND, …",
+    );
+  }
+  const upstreams: UpstreamConfig[] = [];
+  for (const upstream of upstreamSections) {
+    if (isNonsense(upstream)) continue;
+    const config = read(loading, upstream, "upstream", upstream.name);
+    const kind = asKind(config.values.get("kind"));
+    const checked = kind === undefined ? undefined : checkUpstream(kind, config, loading.readFile, loading.problems);
+    if (kind === undefined || checked === false || !values.isComplete || !config.isComplete) continue;
+    const database = asValues<DatabaseValues>(values.values);
+    const slot = slotOf(database, asValues<Partial<DatabaseValues>>(config.values));
+    const built = buildUpstream(upstream.name, kind, config.values, slot);
+    const owner = config.isSet("replication_slot") ? config : values;
+    loading.slotUses.push({
+      bridge: "database",
+      uri: database.uri,
+      upstream: built,
+      label: owner.label("replication_slot"),
+    });
+    upstreams.push(built);
+  }
+  if (upstreams.length === 0 || !values.isComplete) return [];
+  return [{ name: "database", postgresqlUri: asValues<DatabaseValues>(values.values).uri, upstreams }];
+}
+
+function slotOf(database: DatabaseValues, own: Partial<DatabaseValues>): SlotConfig {
+  return {
+    name: own.replication_slot ?? database.replication_slot,
+    wal2jsonParams: own.wal2json_params ?? database.wal2json_params,
+  };
+}
+
+function buildUpstream(
+  name: string,
+  kind: UpstreamKind,
+  values: ReadonlyMap<string, Value>,
+  slot: SlotConfig,
+): UpstreamConfig {
+  const common = commonOf(name, asValues<UpstreamValues<UpstreamKind>>(values), slot);
+  switch (kind) {
+    case "amqp": {
+      const own = asValues<UpstreamValues<"amqp">>(values);
+      return { kind, ...common, uri: own.uri, deliveryMode: own.delivery_mode, declare: own.declare, tls: tlsOf(own) };
+    }
+    case "mqtt": {
+      const own = asValues<UpstreamValues<"mqtt">>(values);
+      return {
+        kind,
+        ...common,
+        uri: own.uri,
+        username: own.username,
+        password: own.password,
+        clientId: own.client_id,
+        qos: own.qos,
+        retain: own.retain,
+        topicSeparator: own.topic_separator,
+        protocolVersion: own.protocol_version,
+        tls: tlsOf(own),
+      };
+    }
+    case "redis": {
+      const own = asValues<UpstreamValues<"redis">>(values);
+      return { kind, ...common, uri: own.uri, tls: tlsOf(own) };
+    }
+    case "stdout":
+      return { kind, ...common };
+  }
+}
+
+function commonOf(name: string, values: UpstreamValues<UpstreamKind>, slot: SlotConfig) {
+  return {
+    name,
+    bindings: values.bridge_channels,
+    slot,
+    maxInFlight: values.max_in_flight,
+    maxInFlightBytes: values.max_in_flight_bytes,
+    onReject: values.on_reject,
+  };
+}
+
+type TlsValues = Pick<UpstreamValues<"amqp">, "ca_file" | "cert_file" | "key_file" | "insecure_skip_verify">;
+
+function tlsOf(values: TlsValues): TlsConfig {
+  return {
+    caFile: values.ca_file,
+    certFile: values.cert_file,
+    keyFile: values.key_file,
+    insecureSkipVerify: values.insecure_skip_verify,
+  };
+}
