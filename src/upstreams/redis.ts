@@ -1,0 +1,218 @@
+/** Redis publish/subscribe by pipelines of PUBLISH (redis.io/docs/latest/commands/publish). */
+
+import { isUtf8 } from "node:buffer";
+import { Redis, type RedisOptions } from "ioredis";
+import type { RedisConfig } from "../config/config.ts";
+import { errorText, PermanentError, TransientError } from "../core/errors.ts";
+import { APPLICATION_NAME } from "../core/event.ts";
+import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
+import { attemptConnect, CONNECT_TIMEOUT_MS, type Endpoint, parseEndpoint, percentDecode } from "./endpoint.ts";
+import { tlsOptions } from "./tls.ts";
+
+const PRODUCT = "Redis";
+const DEFAULT_MAX_IN_FLIGHT = 2000;
+/** Commands in a pipeline. Measured: 200 to 500 are best, more cost memory only. */
+const PIPELINE_LENGTH = 250;
+/** A server that owes a reply and sends nothing for this long is given up. */
+const REPLY_TIMEOUT_MS = 30_000;
+
+/** First words of error replies (redis.io/docs/latest/develop/reference/protocol-spec, "Simple errors"). */
+const LOGIN_ERRORS = /^(WRONGPASS|NOAUTH|ERR invalid password|ERR AUTH |ERR Client sent AUTH)/;
+const DATABASE_ERRORS = /^(ERR (DB index|invalid DB index|SELECT)|NOPERM .*select)/i;
+/** The server's state, not the event: it passes. */
+const PASSING_ERRORS =
+  /^(LOADING|READONLY|MASTERDOWN|OOM|CLUSTERDOWN|TRYAGAIN|BUSY|MISCONF|NOREPLICAS|UNBLOCKED|NOAUTH|WRONGPASS)\b/;
+
+export class RedisUpstream implements Upstream {
+  readonly kind = "redis";
+  readonly name: string;
+  readonly maxInFlight: number;
+  readonly #config: RedisConfig;
+  readonly #endpoint: Endpoint;
+  readonly #database: number;
+
+  constructor(config: RedisConfig) {
+    this.name = config.name;
+    this.maxInFlight = config.maxInFlight ?? DEFAULT_MAX_IN_FLIGHT;
+    this.#config = config;
+    this.#endpoint = parseEndpoint(config.uri, { redis: 6379, rediss: 6379 });
+    this.#database = databaseOf(this.#endpoint);
+  }
+
+  async connect(_targets: readonly Target[], onLost: (cause: Error) => void, signal: AbortSignal): Promise<Session> {
+    let redis: Redis | undefined;
+    return await attemptConnect(PRODUCT, this.#endpoint, signal, async () => {
+      const options = await this.#options();
+      signal.throwIfAborted();
+      redis = new Redis(options);
+      const loss = watchLoss(redis);
+      await this.#logIn(redis, loss);
+      return new RedisSession(redis, loss, onLost);
+    }, () => destroy(redis));
+  }
+
+  async #options(): Promise<RedisOptions> {
+    const { scheme, host, port, username, password } = this.#endpoint;
+    const secure = scheme === "rediss" ? { tls: await tlsOptions(this.#config.tls, host) } : {};
+    return {
+      ...secure,
+      host,
+      port,
+      ...(username === undefined ? {} : { username }),
+      ...(password === undefined ? {} : { password }),
+      db: this.#database,
+      connectionName: APPLICATION_NAME,
+      protocol: 2,
+      noDelay: true,
+      lazyConnect: true,
+      connectTimeout: CONNECT_TIMEOUT_MS,
+      // One timer for the connection; `commandTimeout` would make one for each command.
+      socketTimeout: REPLY_TIMEOUT_MS,
+      // The lane connects again and sends again: here nothing is kept beyond the connection.
+      retryStrategy: () => null,
+      maxRetriesPerRequest: null,
+      enableOfflineQueue: false,
+      autoResendUnfulfilledCommands: false,
+      autoResubscribe: false,
+      // It asks for INFO, which a user who may only publish is not allowed; PING tells as much.
+      enableReadyCheck: false,
+    };
+  }
+
+  async #logIn(redis: Redis, loss: Loss): Promise<void> {
+    try {
+      await redis.connect();
+      await redis.ping();
+    } catch (error) {
+      // `connect` fails with "Connection is closed.", whatever the reason was.
+      const fault = isReply(error) ? error : loss.fault ?? error;
+      const text = errorText(fault);
+      // A user who may publish and nothing else is logged in all the same.
+      if (/^NOPERM .*'?ping/i.test(text)) return;
+      throw this.#refusal(text) ?? fault;
+    }
+  }
+
+  #refusal(text: string): PermanentError | undefined {
+    const at = `${PRODUCT} at ${this.#endpoint.text}`;
+    if (LOGIN_ERRORS.test(text)) {
+      const { username, password } = this.#endpoint;
+      const who = password === undefined
+        ? "a login without a password"
+        : `the login of user "${username ?? "default"}"`;
+      return new PermanentError(
+        `${at} refused ${who}: ${text}; correct the user name and password in uri (redis://user:password@host)`,
+      );
+    }
+    if (DATABASE_ERRORS.test(text)) {
+      return new PermanentError(`${at} refused database ${this.#database}: ${text}; correct the path of uri`);
+    }
+    return undefined;
+  }
+}
+
+function databaseOf({ path, query }: Endpoint): number {
+  const text = percentDecode(path.replace(/^\//, ""), "the database in uri") || (query.get("db") ?? "0");
+  if (/^\d{1,9}$/.test(text)) return Number(text);
+  throw new PermanentError(`the path of uri is "${text}"; write the number of the database, as in redis://host:6379/0`);
+}
+
+interface Loss {
+  fault: Error | undefined;
+  ended: boolean;
+  notify: () => void;
+}
+
+function watchLoss(redis: Redis): Loss {
+  const loss: Loss = { fault: undefined, ended: false, notify: () => {} };
+  redis.on("error", (error: Error) => loss.fault ??= error);
+  redis.on("end", () => {
+    loss.ended = true;
+    loss.notify();
+  });
+  return loss;
+}
+
+/** Ends the connection at once. */
+function destroy(redis: Redis | undefined): void {
+  redis?.disconnect();
+  // Not set before the first attempt to connect.
+  const stream: Redis["stream"] | undefined = redis?.stream;
+  stream?.destroy();
+}
+
+class RedisSession implements Session {
+  readonly #redis: Redis;
+  readonly #loss: Loss;
+  readonly #onLost: (cause: Error) => void;
+  #unflushed: Delivery[] = [];
+  #ended = false;
+
+  constructor(redis: Redis, loss: Loss, onLost: (cause: Error) => void) {
+    this.#redis = redis;
+    this.#loss = loss;
+    this.#onLost = onLost;
+    loss.notify = () => this.#lost(loss.fault ?? "the server closed it");
+    if (loss.ended) throw loss.fault ?? new Error("the server closed the connection");
+  }
+
+  publish(delivery: Delivery): void {
+    if (this.#ended) return;
+    this.#unflushed.push(delivery);
+    if (this.#unflushed.length === PIPELINE_LENGTH) this.flush();
+  }
+
+  flush(): void {
+    if (this.#ended || this.#unflushed.length === 0) return;
+    const deliveries = this.#unflushed;
+    this.#unflushed = [];
+    const pipeline = this.#redis.pipeline();
+    for (const { event, target } of deliveries) pipeline.publish(target.name, argumentOf(event.payload));
+    pipeline.exec((error, replies) => {
+      if (replies === null || replies === undefined) this.#lost(error ?? "no replies");
+      else this.#replied(deliveries, replies);
+    }).catch((error: unknown) => this.#lost(error));
+  }
+
+  async close(deadlineMs: number): Promise<void> {
+    this.#ended = true;
+    if (this.#loss.ended) return;
+    const { promise: ended, resolve } = Promise.withResolvers<void>();
+    this.#loss.notify = resolve;
+    const deadline = setTimeout(() => destroy(this.#redis), deadlineMs);
+    this.#redis.disconnect();
+    await ended;
+    clearTimeout(deadline);
+  }
+
+  #replied(deliveries: readonly Delivery[], replies: readonly (readonly [Error | null, unknown])[]): void {
+    for (let i = 0; i < deliveries.length && !this.#ended; i++) {
+      const error = replies[i]?.[0];
+      const delivery = deliveries[i]!;
+      if (!error) delivery.acknowledge(this);
+      // What follows was perhaps published, but is sent again, so that it does not overtake this one.
+      else if (!isReply(error) || PASSING_ERRORS.test(error.message)) this.#lost(error);
+      else delivery.refuse(this, `${PRODUCT} refused it: ${errorText(error)}`);
+    }
+  }
+
+  #lost(reason: unknown): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    destroy(this.#redis);
+    this.#onLost(new TransientError(`the connection to ${PRODUCT} was lost: ${errorText(reason)}`));
+  }
+}
+
+/** Error replies, as against faults of the connection, have this name (redis-errors). */
+function isReply(error: unknown): error is Error {
+  return error instanceof Error && error.name === "ReplyError";
+}
+
+/** A pipeline of strings is joined and encoded in one go; buffers take a slower way, but any bytes pass. */
+function argumentOf(payload: Uint8Array): string | Buffer {
+  const buffer = Buffer.isBuffer(payload)
+    ? payload
+    : Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength);
+  return isUtf8(buffer) ? buffer.toString() : buffer;
+}
