@@ -40,6 +40,7 @@ export class AckTracker {
   #transactions: TrackedTransaction[] = [];
   #head = 0;
   #confirmedLsn: Lsn;
+  #idleListeners: (() => void)[] = [];
 
   /** `onConfirmed` is called whenever the confirmed LSN has moved. */
   constructor(confirmedLsn: Lsn, onConfirmed: () => void) {
@@ -60,6 +61,12 @@ export class AckTracker {
   /** The number of transactions read, in part or whole, and not yet done. */
   get pending(): number {
     return this.#transactions.length - this.#head;
+  }
+
+  /** Resolves as soon as `idle` holds. */
+  whenIdle(): Promise<void> {
+    if (this.idle) return Promise.resolve();
+    return new Promise((resolve) => this.#idleListeners.push(resolve));
   }
 
   begin(): Transaction {
@@ -111,6 +118,9 @@ export class AckTracker {
     if (confirmed !== this.#confirmedLsn) {
       this.#confirmedLsn = confirmed;
       this.#onConfirmed();
+    }
+    if (this.idle && this.#idleListeners.length > 0) {
+      for (const listener of this.#idleListeners.splice(0)) listener();
     }
   }
 

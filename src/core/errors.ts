@@ -29,6 +29,11 @@ export class TransientError extends OperatorError {
   override name = "TransientError";
 }
 
+/** Another instance does the work: this one waits, ready to take over. */
+export class StandingByError extends TransientError {
+  override name = "StandingByError";
+}
+
 /**
  * The upstream ended the session over something that was sent: one of the unanswered deliveries is at fault, the session
  * cannot tell which. The lane sends them again one at a time to find out.

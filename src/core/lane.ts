@@ -21,6 +21,8 @@ export interface LaneOptions {
   readonly maxInFlightBytes: number;
   readonly onReject: "stop" | "drop";
   readonly log: Logger;
+  /** Called whenever `ready` may have changed. */
+  onChange(): void;
 }
 
 /** Monotonic counts since the start. */
@@ -190,6 +192,7 @@ export class Lane {
     const onLost = (cause: Error) => {
       ended = true;
       this.#session = undefined;
+      this.#options.onChange();
       resolve(cause);
     };
     const session = await this.#options.upstream.connect(this.#options.targets, onLost, signal);
@@ -198,6 +201,7 @@ export class Lane {
       throw new Error("stopped while connecting");
     }
     if (!ended) this.#session = session;
+    this.#options.onChange();
     this.#acknowledgedInSession = 0;
     this.counts.connections++;
     const again = this.#countUnsettled();
@@ -324,10 +328,12 @@ export class Lane {
   /** Waits until the window is answered, then for a pause, and lets the refused event go again, ahead of all others. */
   async #hold(reason: string): Promise<void> {
     this.#held = { reason };
+    this.#options.onChange();
     const session = this.#session;
     if (this.#inFlight > 0) await new Promise<void>((resolve) => this.#windowAnswered = resolve);
     await sleep(this.#holdBackoff.nextMs(), this.#signal);
     this.#held = undefined;
+    this.#options.onChange();
     if (this.#session === session && session !== undefined) this.#rewind();
     this.#schedulePump();
   }

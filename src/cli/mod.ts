@@ -1,0 +1,94 @@
+/** The command line: which words run which command, and how each kind of error ends the program. */
+
+import { readFileSync } from "node:fs";
+import process from "node:process";
+import { Command, CommanderError } from "commander";
+import { keyHelp } from "../config/example.ts";
+import { ConfigError, errorText, OperatorError } from "../core/errors.ts";
+import { versionText } from "../version.ts";
+
+/** Exit codes: 0 done, 1 could not run, 2 faulty configuration or command line. */
+const EXIT_FAILED = 1;
+const EXIT_USAGE = 2;
+
+/** Runs the command that `args` name and exits the process. */
+export async function runCommandLine(args: readonly string[]): Promise<void> {
+  const program = makeProgram();
+  try {
+    await program.parseAsync([...args], { from: "user" });
+  } catch (error) {
+    process.exit(report(error));
+  }
+}
+
+function report(error: unknown): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE;
+  if (error instanceof ConfigError) {
+    for (const problem of error.problems) process.stderr.write(`pg-event-proxy: ${problem}\n`);
+    return EXIT_USAGE;
+  }
+  process.stderr.write(`pg-event-proxy: ${errorText(error)}\n`);
+  if (!(error instanceof OperatorError) && error instanceof Error && process.env.PGPROXY_TEST_STACK !== undefined) {
+    process.stderr.write(`${error.stack}\n`);
+  }
+  return EXIT_FAILED;
+}
+
+interface FileOption {
+  readonly config?: string;
+}
+
+function makeProgram(): Command {
+  const program = new Command("pg-event-proxy")
+    .description("Carries PostgreSQL NOTIFY messages and row changes to RabbitMQ, MQTT brokers, Redis and stdout.")
+    .version(versionText())
+    .exitOverride()
+    .enablePositionalOptions()
+    .showHelpAfterError("(pg-event-proxy --help tells the commands)");
+
+  program.command("run", { isDefault: true })
+    .description("run the proxy (the default)")
+    .argument("[config.ini]", "configuration file; variables PGPROXY_… win over it")
+    .option("-c, --config <file>", "the same")
+    .addHelpText("after", () => `\n${keyHelp()}`)
+    .action(async (file: string | undefined, options: FileOption) => {
+      const { runCommand } = await import("./run.ts");
+      process.exit(await runCommand(source(file, options)));
+    });
+
+  program.command("config")
+    .description("print the effective configuration and where each value came from")
+    .argument("[config.ini]")
+    .option("-c, --config <file>", "the same")
+    .option("--example", "print a commented example of an ini file instead")
+    .action(async (file: string | undefined, options: FileOption & { readonly example?: boolean }) => {
+      const { configCommand } = await import("./config.ts");
+      configCommand({
+        ...source(file, options),
+        ...(options.example === undefined ? {} : { example: options.example }),
+        write: (text) => process.stdout.write(text),
+      });
+    });
+
+  program.addHelpText(
+    "after",
+    `
+Examples:
+  pg-event-proxy config --example > config.ini   write a commented configuration to start from
+  pg-event-proxy config.ini                      run with it
+  pg-event-proxy config config.ini               see what would be used, and where it comes from
+  pg-event-proxy run --help                      list every key`,
+  );
+  return program;
+}
+
+function source(file: string | undefined, options: FileOption) {
+  if (file !== undefined && options.config !== undefined && file !== options.config) {
+    throw new ConfigError([`two configuration files are named, "${file}" and "${options.config}": name one`]);
+  }
+  return {
+    file: file ?? options.config,
+    env: process.env,
+    readFile: (path: string) => readFileSync(path, "utf8"),
+  };
+}

@@ -1,0 +1,96 @@
+/** `pg-event-proxy run`: every bridge of the configuration, until a signal. */
+
+import process from "node:process";
+import type { BridgeConfig } from "../config/config.ts";
+import { loadConfig, type LoadOptions } from "../config/load.ts";
+import { Bridge } from "../core/bridge.ts";
+import { ConfigError, errorText } from "../core/errors.ts";
+import { configureLog, type Logger, logger } from "../log.ts";
+import { type ConnectionParams, ConnectionUriError, parseConnectionUri } from "../postgres/connection_uri.ts";
+import { uriEnvironment } from "../runtime.ts";
+import { versionText } from "../version.ts";
+
+/** How long stopping waits for acknowledgements, in milliseconds. */
+const SHUTDOWN_TIMEOUT_MS = 10_000;
+
+/** Returns the exit code. Throws ConfigError, and PermanentError for a fault at the first start that no retry mends. */
+export async function runCommand(options: LoadOptions): Promise<number> {
+  const { config } = loadConfig(options);
+  const connections = parseConnections(config.bridges);
+  configureLog(config.log);
+  const log = logger();
+  log.info("pg-event-proxy {version} starts with {bridges}", {
+    version: versionText(),
+    bridges: config.bridges.map((bridge) => bridge.name).join(", "),
+  });
+  exitOnUnexpected(log);
+  const stop = stopOnSignals(log);
+  let bridges: readonly Bridge[] = [];
+  let announced = false;
+  const onChange = () => {
+    if (announced || bridges.length === 0 || !bridges.every((bridge) => bridge.ready)) return;
+    announced = true;
+    log.info("ready: every source and upstream is connected");
+  };
+  bridges = await Promise.all(
+    config.bridges.map((bridge, i) => Bridge.create(bridge, connections[i]!, onChange)),
+  );
+  try {
+    await Promise.all(bridges.map((bridge) => bridge.run(stop.stopping, stop.deadline)));
+  } catch (error) {
+    await Promise.all(bridges.map((bridge) => bridge.abort()));
+    throw error;
+  }
+  log.info("stopped");
+  return 0;
+}
+
+function parseConnections(bridges: readonly BridgeConfig[]): ConnectionParams[] {
+  const outside = uriEnvironment();
+  const problems: string[] = [];
+  const connections = bridges.map((bridge) => {
+    try {
+      return parseConnectionUri(bridge.postgresqlUri, outside);
+    } catch (error) {
+      if (!(error instanceof ConnectionUriError)) throw error;
+      problems.push(`[${bridge.name}] ${bridge.name === "database" ? "uri" : "postgresql_uri"}: ${error.message}`);
+      return undefined;
+    }
+  });
+  if (problems.length > 0) throw new ConfigError(problems);
+  return connections as ConnectionParams[];
+}
+
+/** The first signal drains, the second ends at once. */
+function stopOnSignals(log: Logger): { stopping: AbortSignal; deadline: AbortSignal } {
+  const stopping = new AbortController();
+  const deadline = new AbortController();
+  const onSignal = (signal: "SIGTERM" | "SIGINT") => {
+    if (stopping.signal.aborted) {
+      log.warn("{signal} again: ending at once", { signal });
+      process.exit(signal === "SIGINT" ? 130 : 143);
+    }
+    log.info("{signal}: stopping, waiting up to {seconds} s for acknowledgements", {
+      signal,
+      seconds: SHUTDOWN_TIMEOUT_MS / 1000,
+    });
+    stopping.abort(new Error("stopping"));
+    setTimeout(() => deadline.abort(new Error("shutdown timeout")), SHUTDOWN_TIMEOUT_MS);
+  };
+  process.on("SIGTERM", () => onSignal("SIGTERM"));
+  process.on("SIGINT", () => onSignal("SIGINT"));
+  return { stopping: stopping.signal, deadline: deadline.signal };
+}
+
+/** A fault in a library's callback must not leave a program that looks alive: what is not acknowledged is sent again. */
+function exitOnUnexpected(log: Logger): void {
+  const onError = (error: unknown) => {
+    log.fatal("unexpected error, ending: {reason}", {
+      reason: errorText(error),
+      stack: error instanceof Error ? error.stack ?? "" : "",
+    });
+    process.exit(1);
+  };
+  process.on("uncaughtException", onError);
+  process.on("unhandledRejection", onError);
+}

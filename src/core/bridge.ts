@@ -1,0 +1,145 @@
+/** One database and its upstreams: makes lanes and sources, routes between them and keeps them running. */
+
+import type { BridgeConfig, SlotConfig, UpstreamConfig } from "../config/config.ts";
+import { logger } from "../log.ts";
+import type { ConnectionParams } from "../postgres/connection_uri.ts";
+import { NotifySource } from "../sources/notify.ts";
+import { WalSource } from "../sources/wal.ts";
+import { createUpstream } from "../upstreams/mod.ts";
+import { WAL_CHANNEL } from "./event.ts";
+import { Lane } from "./lane.ts";
+import { Routes } from "./routes.ts";
+import type { Source } from "./source.ts";
+import { SourceSupervisor } from "./source_supervisor.ts";
+
+/** Bytes of notifications held through an upstream's outage, over all upstreams of a bridge. */
+const NOTIFY_BUFFER_BYTES = 64 * 1024 * 1024;
+/** How long the upstreams may take to say goodbye after the last acknowledgement, in milliseconds. */
+const CLOSE_MS = 1_000;
+
+interface LaneOfUpstream {
+  readonly config: UpstreamConfig;
+  readonly lane: Lane;
+}
+
+export class Bridge {
+  readonly #config: BridgeConfig;
+  readonly #lanes: readonly LaneOfUpstream[];
+  readonly #supervisors: readonly SourceSupervisor[];
+  readonly #lanesStop = new AbortController();
+
+  private constructor(
+    config: BridgeConfig,
+    lanes: readonly LaneOfUpstream[],
+    sources: readonly Source[],
+    onChange: () => void,
+  ) {
+    this.#config = config;
+    this.#lanes = lanes;
+    this.#supervisors = sources.map((source) =>
+      new SourceSupervisor(source, logger(config.name, source.name), onChange)
+    );
+  }
+
+  /** `onChange` is called whenever a source or an upstream has become ready or ceased to be. */
+  static async create(config: BridgeConfig, params: ConnectionParams, onChange: () => void): Promise<Bridge> {
+    const lanes = await Promise.all(config.upstreams.map(async (upstream) => ({
+      config: upstream,
+      lane: new Lane({
+        upstream: await createUpstream(upstream),
+        targets: upstream.bindings.map((binding) => binding.target),
+        maxInFlightBytes: upstream.maxInFlightBytes,
+        onReject: upstream.onReject,
+        log: logger(config.name, upstream.name),
+        onChange,
+      }),
+    })));
+    const sources = [...notifySources(config, params, lanes), ...walSources(config, params, lanes)];
+    return new Bridge(config, lanes, sources, onChange);
+  }
+
+  get name(): string {
+    return this.#config.name;
+  }
+
+  /** Whether every source and every upstream is connected and nothing holds them up. */
+  get ready(): boolean {
+    return this.#lanes.every(({ lane }) => lane.ready) && this.#supervisors.every((supervisor) => supervisor.open);
+  }
+
+  /**
+   * Runs until `stopping` aborts, then drains until `deadline` aborts. Throws PermanentError for a fault at the first
+   * start that no retry mends; the caller must then abort both signals.
+   */
+  async run(stopping: AbortSignal, deadline: AbortSignal): Promise<void> {
+    const attempted = this.#lanes.map(() => Promise.withResolvers<void>());
+    const lanes = Promise.all(
+      this.#lanes.map(({ lane }, i) => lane.run(this.#lanesStop.signal, () => attempted[i]!.resolve())),
+    );
+    // A slot that is created for a bridge whose upstream is misconfigured would hold back WAL for nothing.
+    await Promise.race([lanes, Promise.all(attempted.map(({ promise }) => promise))]);
+    const sources = Promise.all(this.#supervisors.map((supervisor) => supervisor.run(stopping, deadline)));
+    await Promise.race([lanes, sources]);
+    await Promise.all(this.#lanes.map(({ lane }) => lane.drained(deadline)));
+    this.#lanesStop.abort();
+    await lanes;
+    await Promise.all(this.#lanes.map(({ lane }) => lane.close(CLOSE_MS)));
+  }
+
+  /** Ends everything at once, after a fault. */
+  async abort(): Promise<void> {
+    this.#lanesStop.abort();
+    await Promise.all(this.#lanes.map(({ lane }) => lane.close(0)));
+  }
+}
+
+function notifySources(
+  config: BridgeConfig,
+  params: ConnectionParams,
+  lanes: readonly LaneOfUpstream[],
+): NotifySource[] {
+  const routes = new Routes();
+  for (const { config: upstream, lane } of lanes) {
+    for (const { channel, target } of upstream.bindings) {
+      if (channel !== WAL_CHANNEL) routes.add(channel, lane, target);
+    }
+  }
+  if (routes.channels.length === 0) return [];
+  return [
+    new NotifySource({
+      params,
+      channels: routes.channels,
+      sink: routes,
+      log: logger(config.name, "notify"),
+      identity: identityOf(config),
+      maxBufferBytes: NOTIFY_BUFFER_BYTES,
+    }),
+  ];
+}
+
+/** One source for each slot that an upstream with a `wal2json` binding names. */
+function walSources(config: BridgeConfig, params: ConnectionParams, lanes: readonly LaneOfUpstream[]): WalSource[] {
+  const slots = new Map<string, SlotConfig>();
+  for (const { config: upstream } of lanes) {
+    if (upstream.bindings.some(({ channel }) => channel === WAL_CHANNEL)) slots.set(upstream.slot.name, upstream.slot);
+  }
+  return [...slots.values()].map((slot) => {
+    const routes = new Routes();
+    for (const { config: upstream, lane } of lanes) {
+      if (upstream.slot.name !== slot.name) continue;
+      for (const { channel, target } of upstream.bindings) routes.add(channel, lane, target);
+    }
+    return new WalSource({ params, slot, sink: routes, log: logger(config.name, `wal ${slot.name}`) });
+  });
+}
+
+/** The same for two instances that would deliver the same notifications to the same places. */
+function identityOf(config: BridgeConfig): string {
+  const upstreams = config.upstreams.map((upstream) => ({
+    kind: upstream.kind,
+    name: upstream.name,
+    server: "uri" in upstream ? upstream.uri.replace(/^([^:]+:\/\/)[^@/]*@/, "$1") : "",
+    bindings: upstream.bindings.map(({ channel, target }) => `${channel}->${target.type}:${target.name}`),
+  }));
+  return JSON.stringify([config.name, upstreams]);
+}

@@ -1,0 +1,88 @@
+/** Keeps one source running: starts it again, after a pause, whenever its connection is lost. */
+
+import type { Logger } from "../log.ts";
+import { Backoff, sleep } from "./backoff.ts";
+import { errorText, PermanentError, StandingByError } from "./errors.ts";
+import { OutageLog } from "./outage_log.ts";
+import type { Source } from "./source.ts";
+
+/** How often an instance that stands by looks whether the other is gone, in milliseconds. */
+const STANDBY_POLL_MS = 1_000;
+
+/** States: *connecting*, *open*, *standing by* (another instance does the work), *ended*. */
+export class SourceSupervisor {
+  readonly #source: Source;
+  readonly #log: Logger;
+  readonly #outage: OutageLog;
+  readonly #onChange: () => void;
+  #open = false;
+  #standingBySinceMs: number | undefined;
+
+  constructor(source: Source, log: Logger, onChange: () => void) {
+    this.#onChange = onChange;
+    this.#source = source;
+    this.#log = log;
+    this.#outage = new OutageLog(log, `source ${source.name}`);
+  }
+
+  get open(): boolean {
+    return this.#open;
+  }
+
+  get standingBy(): boolean {
+    return this.#standingBySinceMs !== undefined;
+  }
+
+  /** Returns after `stopping`. Throws PermanentError for a fault at the first start that no retry mends. */
+  async run(stopping: AbortSignal, deadline: AbortSignal): Promise<void> {
+    const backoff = new Backoff();
+    let everOpen = false;
+    while (!stopping.aborted) {
+      try {
+        await this.#source.run({
+          stopping,
+          deadline,
+          onOpen: () => {
+            everOpen = true;
+            backoff.reset();
+            this.#opened();
+          },
+        });
+        return;
+      } catch (error) {
+        this.#open = false;
+        this.#onChange();
+        if (stopping.aborted) return;
+        if (error instanceof StandingByError) {
+          this.#standBy(error);
+          await sleep(STANDBY_POLL_MS, stopping);
+          continue;
+        }
+        if (error instanceof PermanentError && !everOpen) throw error;
+        this.#outage.failed(error);
+      }
+      await sleep(backoff.nextMs(), stopping);
+    }
+  }
+
+  #opened(): void {
+    this.#open = true;
+    this.#outage.recovered();
+    this.#onChange();
+    if (this.#standingBySinceMs === undefined) return;
+    this.#log.info("source {source} takes over after standing by for {seconds} s", {
+      source: this.#source.name,
+      seconds: Math.round((Date.now() - this.#standingBySinceMs) / 1000),
+    });
+    this.#standingBySinceMs = undefined;
+  }
+
+  #standBy(error: StandingByError): void {
+    if (this.#standingBySinceMs !== undefined) return;
+    this.#standingBySinceMs = Date.now();
+    this.#log.info("source {source} stands by: {reason}; it takes over when that ends", {
+      source: this.#source.name,
+      reason: errorText(error),
+    });
+  }
+}

@@ -1,0 +1,103 @@
+/**
+ * Reads what routing needs from the first bytes of a wal2json record of format version 2, without parsing it:
+ * `{"action":"I",["xid":…,"timestamp":…,"origin":…,"lsn":…,"nextlsn":…,]"schema":"public","table":"t","columns":…`
+ * (wal2json README, "Format version 2").
+ */
+
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+const COMMA = 0x2c;
+const COLON = 0x3a;
+
+/** `{"action":"` has eleven bytes; the letter follows. */
+const ACTION_OFFSET = 11;
+/** After the letter, its closing quote and the comma. */
+const FIELDS_OFFSET = 14;
+
+/** The letter of the action as a byte: I, U, D, T, B, C, M; 0 where the record does not begin as wal2json's do. */
+export function actionOf(buffer: Buffer, start: number, end: number): number {
+  if (end - start <= ACTION_OFFSET + 1 || buffer[start] !== 0x7b || buffer[start + ACTION_OFFSET - 1] !== QUOTE) {
+    return 0;
+  }
+  return buffer[start + ACTION_OFFSET]!;
+}
+
+const VERBS: Readonly<Record<number, string>> = {
+  0x49: ".insert",
+  0x55: ".update",
+  0x44: ".delete",
+  0x54: ".truncate",
+};
+
+/** `schema.table.insert` and so on for a row change or a truncation; empty where the names are not found. */
+export function routingKeyOf(buffer: Buffer, start: number, end: number): string {
+  const verb = VERBS[actionOf(buffer, start, end)] ?? "";
+  let schema = "";
+  let offset = start + FIELDS_OFFSET;
+  while (offset < end && buffer[offset] === QUOTE) {
+    const nameEnd = closingQuote(buffer, offset + 1, end);
+    const valueStart = nameEnd + 2;
+    if (buffer[nameEnd + 1] !== COLON) return "";
+    const valueEnd = endOfScalar(buffer, valueStart, end);
+    // "schema" has six letters and "table" five; no other field before them begins alike and is as long.
+    if (nameEnd - offset === 7 && buffer[offset + 1] === 0x73) schema = `${stringAt(buffer, valueStart, valueEnd)}.`;
+    else if (nameEnd - offset === 6 && buffer[offset + 1] === 0x74) {
+      return `${schema}${stringAt(buffer, valueStart, valueEnd)}${verb}`;
+    }
+    if (buffer[valueEnd] !== COMMA) return "";
+    offset = valueEnd + 1;
+  }
+  return "";
+}
+
+/** The head of a logical message, written by `pg_logical_emit_message`. */
+export interface MessageHead {
+  readonly transactional: boolean;
+  readonly prefix: string;
+  /** Where its content stands, a JSON string with its quotes. */
+  readonly contentStart: number;
+  readonly contentEnd: number;
+}
+
+/** Reads the head of a record of action M. Undefined where it is not one. */
+export function messageHeadOf(buffer: Buffer, start: number, end: number): MessageHead | undefined {
+  let transactional = false;
+  let prefix = "";
+  let offset = start + FIELDS_OFFSET;
+  while (offset < end && buffer[offset] === QUOTE) {
+    const nameEnd = closingQuote(buffer, offset + 1, end);
+    const valueStart = nameEnd + 2;
+    const valueEnd = endOfScalar(buffer, valueStart, end);
+    const name = buffer.toString("latin1", offset + 1, nameEnd);
+    if (name === "transactional") transactional = buffer[valueStart] === 0x74;
+    else if (name === "prefix") prefix = stringAt(buffer, valueStart, valueEnd);
+    else if (name === "content") return { transactional, prefix, contentStart: valueStart, contentEnd: valueEnd };
+    offset = valueEnd + 1;
+  }
+  return undefined;
+}
+
+/** The text of the JSON string at `start`, quotes included. */
+export function contentOf(buffer: Buffer, head: MessageHead): string {
+  return stringAt(buffer, head.contentStart, head.contentEnd);
+}
+
+/** The offset of the quote that ends the string whose first character is at `offset`. */
+function closingQuote(buffer: Buffer, offset: number, end: number): number {
+  let i = offset;
+  while (i < end && buffer[i] !== QUOTE) i += buffer[i] === BACKSLASH ? 2 : 1;
+  return i;
+}
+
+/** The offset just behind a string, number or literal. */
+function endOfScalar(buffer: Buffer, offset: number, end: number): number {
+  if (buffer[offset] === QUOTE) return closingQuote(buffer, offset + 1, end) + 1;
+  let i = offset;
+  while (i < end && buffer[i] !== COMMA && buffer[i] !== 0x7d) i++;
+  return i;
+}
+
+function stringAt(buffer: Buffer, start: number, end: number): string {
+  const text = buffer.toString("utf8", start, end);
+  return text.includes("\\") ? JSON.parse(text) as string : text.slice(1, -1);
+}

@@ -1,0 +1,207 @@
+/** NOTIFY as a source of events: one session that listens, and a probe that it does. */
+
+import { hash, randomUUID } from "node:crypto";
+import { aborted, sleep } from "../core/backoff.ts";
+import { PermanentError, StandingByError, TransientError } from "../core/errors.ts";
+import type { Event } from "../core/event.ts";
+import { parseNotification } from "../core/notification.ts";
+import type { Completion, RunOptions, Sink, Source } from "../core/source.ts";
+import type { Logger } from "../log.ts";
+import type { ConnectionParams } from "../postgres/connection_uri.ts";
+import { quoteIdentifier } from "../postgres/protocol.ts";
+import { openSqlSession, type SqlSession } from "../postgres/sql_session.ts";
+
+export interface NotifySourceOptions {
+  readonly params: ConnectionParams;
+  readonly channels: readonly string[];
+  readonly sink: Sink;
+  readonly log: Logger;
+  /** Instances with the same identity share an advisory lock, so that one of them listens and the others stand by. */
+  readonly identity: string;
+  /** Bytes of notifications held while an upstream is away; the newest beyond are dropped. */
+  readonly maxBufferBytes: number;
+}
+
+/** Counts since the start. */
+export interface NotifyCounts {
+  received: number;
+  dropped: number;
+}
+
+const ACTION = "listening for notifications";
+const PROBE_INTERVAL_MS = 30_000;
+const PROBE_PATIENCE_MS = 10_000;
+/** A report of dropped notifications at most this often. */
+const DROP_REPORT_MS = 30_000;
+/** What a waiting notification costs besides its bytes. */
+const OVERHEAD_BYTES = 256;
+/** First key of the advisory lock: "pgep" in ASCII. */
+const LOCK_CLASS = 0x70676570;
+
+export class NotifySource implements Source {
+  readonly name = "notify";
+  readonly counts: NotifyCounts = { received: 0, dropped: 0 };
+  readonly #options: NotifySourceOptions;
+  readonly #log: Logger;
+  /** Ids of notifications: this run of the program, and a number. */
+  readonly #idPrefix = `n-${randomUUID().slice(0, 13)}`;
+  readonly #probeChannel = `pg_event_proxy_probe_${randomUUID().replaceAll("-", "").slice(0, 16)}`;
+  #sequence = 0;
+  #bufferedBytes = 0;
+  #droppedUnreported = 0;
+  #lastDropReportMs = 0;
+  /** When the last session ended; what was notified since is gone. */
+  #deafSinceMs: number | undefined;
+
+  constructor(options: NotifySourceOptions) {
+    this.#options = options;
+    this.#log = options.log;
+  }
+
+  async run(options: RunOptions): Promise<void> {
+    let onProbe: (() => void) | undefined;
+    const session = await openSqlSession(this.#options.params, {
+      action: ACTION,
+      onNotify: (channel, payload) => {
+        if (channel === this.#probeChannel) onProbe?.();
+        else if (!options.stopping.aborted) this.#receive(channel, payload);
+      },
+      onNotice: (message) => this.#log.debug("notice from PostgreSQL: {message}", { message }),
+    }, options.stopping);
+    let listening = false;
+    try {
+      await this.#claim(session);
+      await this.#listen(session);
+      const probe = () => this.#probe(session, (arrived) => onProbe = arrived, listening);
+      await probe();
+      listening = true;
+      this.#reportGap();
+      options.onOpen();
+      await this.#probeUntilLost(session, probe, options.stopping);
+    } finally {
+      if (listening) this.#deafSinceMs = Date.now();
+      await session.close();
+    }
+  }
+
+  /** Two that listen would double every notification. The lock goes with the session, so that a dead one frees it. */
+  async #claim(session: SqlSession): Promise<void> {
+    const key = Buffer.from(hash("sha256", this.#options.identity, "hex"), "hex").readInt32BE(0);
+    const [row] = await this.#query(
+      session,
+      () => session.sql<{ ok: boolean }[]>`select pg_try_advisory_lock(${LOCK_CLASS}, ${key}) as ok`,
+    );
+    if (row?.ok !== true) {
+      throw new StandingByError(`another instance with this configuration listens at ${session.where}`);
+    }
+  }
+
+  async #listen(session: SqlSession): Promise<void> {
+    for (const channel of [...this.#options.channels, this.#probeChannel]) {
+      await this.#query(session, () => session.sql.unsafe(`LISTEN ${quoteIdentifier(channel)}`));
+    }
+  }
+
+  async #query<T>(session: SqlSession, query: () => PromiseLike<T>): Promise<T> {
+    try {
+      return await query();
+    } catch (error) {
+      throw session.explain(error, ACTION);
+    }
+  }
+
+  async #probeUntilLost(session: SqlSession, probe: () => Promise<void>, stopping: AbortSignal): Promise<void> {
+    const ended = new AbortController();
+    const stop = Promise.race([session.closed, aborted(stopping)]).then(() => ended.abort());
+    while (!ended.signal.aborted) {
+      await sleep(PROBE_INTERVAL_MS, ended.signal);
+      if (!ended.signal.aborted) await Promise.race([probe(), stop]);
+    }
+    if (stopping.aborted) return;
+    throw new TransientError(`the connection to PostgreSQL at ${session.where} was lost`);
+  }
+
+  /** Notifies ourselves: finds a connection that is open but dead, and a pooler that swallows LISTEN. */
+  async #probe(session: SqlSession, onArrival: (arrived: () => void) => void, proven: boolean): Promise<void> {
+    const arrival = Promise.withResolvers<"arrived">();
+    const patience = new AbortController();
+    onArrival(() => arrival.resolve("arrived"));
+    const sent = this.#query(session, () => session.sql`select pg_notify(${this.#probeChannel}, '')`);
+    const outcome = await Promise.race([
+      sent.then(() => arrival.promise),
+      session.closed.then(() => "closed" as const),
+      sleep(PROBE_PATIENCE_MS, patience.signal).then(() => "silent" as const),
+    ]);
+    patience.abort();
+    if (outcome === "arrived") return;
+    sent.catch(() => {});
+    if (outcome === "closed") throw new TransientError(`the connection to PostgreSQL at ${session.where} was lost`);
+    const text = `a notification to ourselves did not arrive from PostgreSQL at ${session.where} within ` +
+      `${PROBE_PATIENCE_MS / 1000} s`;
+    if (proven) throw new TransientError(`${text}: the connection is given up`);
+    throw new PermanentError(`${text}: a pooler in transaction mode swallows LISTEN; connect to PostgreSQL directly`);
+  }
+
+  #receive(channel: string, payload: string): void {
+    const { routingKey, message, json } = parseNotification(payload);
+    const bytes = Buffer.from(message);
+    this.counts.received++;
+    const size = bytes.length + OVERHEAD_BYTES;
+    if (this.#bufferedBytes + size > this.#options.maxBufferBytes) return this.#drop();
+    const event: Event = {
+      id: `${this.#idPrefix}-${this.#sequence++}`,
+      type: "notify",
+      channel,
+      routingKey,
+      payload: bytes,
+      json,
+      receivedAtMs: Date.now(),
+    };
+    this.#options.sink.emit(event, this.#buffered(size));
+  }
+
+  /** Counts the bytes as long as any lane holds the event. */
+  #buffered(size: number): Completion {
+    let holders = 0;
+    return {
+      retain: () => {
+        if (holders++ === 0) this.#bufferedBytes += size;
+      },
+      release: () => {
+        if (--holders > 0) return;
+        this.#bufferedBytes -= size;
+        if (this.#bufferedBytes === 0) this.#reportDropped();
+      },
+    };
+  }
+
+  #drop(): void {
+    this.counts.dropped++;
+    this.#droppedUnreported++;
+    if (Date.now() - this.#lastDropReportMs >= DROP_REPORT_MS) this.#reportDropped();
+  }
+
+  #reportDropped(): void {
+    if (this.#droppedUnreported === 0) return;
+    this.#lastDropReportMs = Date.now();
+    this.#log.error(
+      "dropped {count} notifications ({total} since the start): {bytes} bytes of them wait for an upstream, and no more are " +
+        "held; use durable messages or the WAL for events that must not be lost",
+      { count: this.#droppedUnreported, total: this.counts.dropped, bytes: this.#bufferedBytes },
+    );
+    this.#droppedUnreported = 0;
+  }
+
+  #reportGap(): void {
+    if (this.#deafSinceMs === undefined) return;
+    this.#log.warn(
+      "notifications sent in the {seconds} s between {from} and {to} are lost: PostgreSQL keeps them for connected " +
+        "listeners only",
+      {
+        seconds: Math.round((Date.now() - this.#deafSinceMs) / 100) / 10,
+        from: new Date(this.#deafSinceMs).toISOString(),
+        to: new Date().toISOString(),
+      },
+    );
+  }
+}

@@ -1,0 +1,190 @@
+/** The WAL as a source of events: one replication connection, its slot, and what is confirmed to it. */
+
+import { AckTracker } from "../core/ack_tracker.ts";
+import { aborted } from "../core/backoff.ts";
+import { PermanentError, TransientError } from "../core/errors.ts";
+import { formatLsn } from "../core/lsn.ts";
+import type { RunOptions, Sink, Source } from "../core/source.ts";
+import type { SlotConfig } from "../config/config.ts";
+import type { Logger } from "../log.ts";
+import type { ConnectionParams } from "../postgres/connection_uri.ts";
+import { ReplicationSession } from "../postgres/replication.ts";
+import { StandbyStatusSender } from "./standby_status.ts";
+import { WalReader } from "./wal_reader.ts";
+
+export interface WalSourceOptions {
+  readonly params: ConnectionParams;
+  readonly slot: SlotConfig;
+  readonly sink: Sink;
+  readonly log: Logger;
+}
+
+/** How long the server may take to answer the end of the copy, in milliseconds. */
+const END_OF_COPY_PATIENCE_MS = 1_000;
+/** Creating a slot waits for running transactions; after this long the log says so. */
+const SLOT_PATIENCE_MS = 5_000;
+
+export class WalSource implements Source {
+  readonly #options: WalSourceOptions;
+  readonly #log: Logger;
+  /** Whether the slot has been seen in this process: one that then is missing was dropped, and changes are lost. */
+  #slotSeen = false;
+  #everStarted = false;
+
+  constructor(options: WalSourceOptions) {
+    this.#options = options;
+    this.#log = options.log;
+  }
+
+  get name(): string {
+    return `wal, slot "${this.#options.slot.name}"`;
+  }
+
+  async run(options: RunOptions): Promise<void> {
+    const session = await ReplicationSession.open(this.#options.params, options.stopping);
+    try {
+      await this.#stream(session, options);
+    } finally {
+      session.connection.terminate();
+    }
+  }
+
+  async #stream(session: ReplicationSession, options: RunOptions): Promise<void> {
+    const confirmedLsn = await this.#prepareSlot(session, options.stopping);
+    const faults = Promise.withResolvers<Error>();
+    const tracker = new AckTracker(confirmedLsn, () => status.confirmedMoved());
+    const reader = new WalReader({
+      sink: this.#options.sink,
+      tracker,
+      transactionRecords: wantsTransactionRecords(this.#options.slot),
+      onKeepalive: (walEnd, replyRequested) => {
+        tracker.keepalive(walEnd);
+        if (replyRequested) status.sendNow();
+      },
+      onFault: (reason) =>
+        faults.resolve(new TransientError(`the replication stream from ${session.where} is out of order: ${reason}`)),
+    });
+    const status = new StandbyStatusSender(session, tracker, reader, (error) => faults.resolve(error));
+    this.#readWithinBounds(session, reader, status);
+    await session.start(this.#options.slot.name, streamOptions(this.#options.slot), (buffer, start, end) => {
+      reader.receive(buffer, start, end);
+    });
+    status.start();
+    this.#everStarted = true;
+    this.#log.debug("streaming the WAL from {where} after {lsn}", {
+      where: session.where,
+      lsn: formatLsn(confirmedLsn),
+    });
+    options.onOpen();
+    try {
+      const fault = await Promise.race([session.connection.lost, faults.promise, aborted(options.stopping)]);
+      if (fault !== undefined) throw fault;
+      await this.#finish(session, reader, tracker, status, options.deadline);
+    } finally {
+      status.stop();
+    }
+  }
+
+  /** Stops reading the socket while a lane holds more than its bound: the server then stops decoding. */
+  #readWithinBounds(session: ReplicationSession, reader: WalReader, status: StandbyStatusSender): void {
+    const { sink } = this.#options;
+    session.connection.onChunkStart = () => {
+      const nowMs = Date.now();
+      reader.startChunk(nowMs);
+      status.received(nowMs);
+    };
+    session.connection.onChunkEnd = () => {
+      if (!sink.congested) return;
+      session.connection.pause();
+      status.paused = true;
+      sink.onRelief(() => {
+        status.received(Date.now());
+        status.paused = false;
+        session.connection.resume();
+      });
+    };
+  }
+
+  /** Reads to the end of the transaction, waits for the acknowledgements, confirms, and says goodbye. */
+  async #finish(
+    session: ReplicationSession,
+    reader: WalReader,
+    tracker: AckTracker,
+    status: StandbyStatusSender,
+    deadline: AbortSignal,
+  ): Promise<void> {
+    const lost = session.connection.lost;
+    await Promise.race([reader.stop(), lost, aborted(deadline)]);
+    await Promise.race([tracker.whenIdle(), lost, aborted(deadline)]);
+    if (!tracker.idle) {
+      this.#log.warn(
+        "stopping with {transactions} transactions not acknowledged; they are sent again at the next start",
+        {
+          transactions: tracker.pending,
+        },
+      );
+    }
+    status.sendNow();
+    await session.end(END_OF_COPY_PATIENCE_MS);
+    this.#log.debug("confirmed {lsn} at the end", { lsn: formatLsn(tracker.confirmedLsn) });
+  }
+
+  /** Looks at the slot before it is used, and creates it if it is missing. Returns its confirmed flush. */
+  async #prepareSlot(session: ReplicationSession, signal: AbortSignal) {
+    const { name } = this.#options.slot;
+    let slot = await session.findSlot(name);
+    if (slot === undefined) {
+      if (this.#slotSeen) throw this.#slotVanished(session);
+      await this.#createSlot(session, signal);
+      slot = await session.findSlot(name);
+    }
+    if (slot === undefined) throw new TransientError(`replication slot "${name}" at ${session.where} is not there`);
+    this.#slotSeen = true;
+    session.checkSlot(name, slot);
+    return slot.confirmedFlushLsn;
+  }
+
+  async #createSlot(session: ReplicationSession, signal: AbortSignal): Promise<void> {
+    const { name } = this.#options.slot;
+    const timer = setTimeout(() =>
+      this.#log.warn(
+        'creating replication slot "{slot}" waits for transactions that are running on the server to end (select pid, ' +
+          "xact_start, query from pg_stat_activity where xact_start is not null)",
+        { slot: name },
+      ), SLOT_PATIENCE_MS);
+    const onAbort = () => session.connection.destroy();
+    signal.addEventListener("abort", onAbort);
+    try {
+      await session.createSlot(name);
+    } finally {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", onAbort);
+    }
+    this.#log.info('created replication slot "{slot}" at {where}: changes from now on are delivered', {
+      slot: name,
+      where: session.where,
+    });
+  }
+
+  #slotVanished(session: ReplicationSession): PermanentError {
+    const { name } = this.#options.slot;
+    const since = this.#everStarted ? " since this program used it last" : "";
+    return new PermanentError(
+      `replication slot "${name}" at ${session.where} was dropped${since}: the changes in between are lost to it; start ` +
+        "this program again to create it anew and go on from then",
+    );
+  }
+}
+
+/** `include-transaction` is always on: without COMMIT there is nothing to confirm (design, section 4, rule 2). */
+function streamOptions(slot: SlotConfig): ReadonlyArray<readonly [string, string]> {
+  return [
+    ...slot.wal2jsonParams.filter(([name]) => name !== "include-transaction"),
+    ["include-transaction", "1"],
+  ];
+}
+
+function wantsTransactionRecords(slot: SlotConfig): boolean {
+  const given = slot.wal2jsonParams.find(([name]) => name === "include-transaction");
+  return given === undefined || !/^(0|f|false|off|no|n)$/i.test(given[1].trim());
+}
