@@ -240,14 +240,14 @@ class AmqpSession implements Session {
     const toQueue = target.type === "queue";
     const exchange = toQueue ? "" : target.name;
     const routingKey = toQueue ? target.name : event.routingKey;
-    if (Buffer.byteLength(routingKey) > SHORT_STRING_MAX_BYTES) {
-      const length = Buffer.byteLength(routingKey);
-      delivery.refuse(this, `its routing key has ${length} bytes; AMQP allows ${SHORT_STRING_MAX_BYTES}`);
+    // No character takes more than three bytes per UTF-16 unit.
+    const keyBytes = routingKey.length * 3 > SHORT_STRING_MAX_BYTES ? Buffer.byteLength(routingKey) : 0;
+    if (keyBytes > SHORT_STRING_MAX_BYTES) {
+      delivery.refuse(this, `its routing key has ${keyBytes} bytes; AMQP allows ${SHORT_STRING_MAX_BYTES}`);
       return;
     }
-    const { payload } = event;
     try {
-      this.#channel.publish(exchange, routingKey, bufferOf(payload), {
+      this.#channel.publish(exchange, routingKey, bufferOf(event.payload), {
         // A queue that is gone shows only in a return: the confirm comes all the same.
         mandatory: toQueue,
         deliveryMode: this.#deliveryMode,
