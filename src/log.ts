@@ -1,15 +1,14 @@
 /** The program's log: JSON lines, or a readable form on a terminal, always on stderr since stdout may carry events. */
 
-import { configureSync, getAnsiColorFormatter, getJsonLinesFormatter, getLogger, type Logger } from "@logtape/logtape";
+import process from "node:process";
+import { configureSync, getAnsiColorFormatter, getLogger, type Logger, type LogRecord } from "@logtape/logtape";
 import type { LogConfig } from "./config/config.ts";
 
 export type { Logger };
 
 export function configureLog(config: LogConfig): void {
   const pretty = config.format === "pretty" || (config.format === "auto" && process.stderr.isTTY === true);
-  const format = pretty
-    ? getAnsiColorFormatter({ timestamp: "time", category: (names) => names.slice(1).join(" ") })
-    : getJsonLinesFormatter({ properties: "flatten" });
+  const format = pretty ? prettyFormatter() : jsonLine;
   configureSync({
     reset: true,
     sinks: { stderr: (record) => process.stderr.write(format(record)) },
@@ -23,4 +22,24 @@ export function configureLog(config: LogConfig): void {
 /** The logger of one part of the program: `logger("local", "amqp")`. */
 export function logger(...path: string[]): Logger {
   return getLogger(["pg-event-proxy", ...path]);
+}
+
+function prettyFormatter() {
+  return getAnsiColorFormatter({
+    timestamp: "time",
+    category: (names) => names.slice(1).join(" ") || "main",
+    value: (value) => String(value),
+  });
+}
+
+/** One object a line: time, level, part of the program, the message, and the values in it under their own names. */
+function jsonLine(record: LogRecord): string {
+  const line = {
+    time: new Date(record.timestamp).toISOString(),
+    level: record.level,
+    part: record.category.slice(1).join(" "),
+    message: record.message.map(String).join(""),
+    ...record.properties,
+  };
+  return `${JSON.stringify(line)}\n`;
 }

@@ -155,7 +155,7 @@ export class Lane {
     this.#signal = signal;
     while (!signal.aborted) {
       try {
-        const lost = await this.#open(signal);
+        const { lost } = await this.#open(signal);
         backoff.reset();
         hadSession = true;
         onFirstAttempt();
@@ -186,7 +186,7 @@ export class Lane {
     await session?.close(deadlineMs);
   }
 
-  async #open(signal: AbortSignal): Promise<Promise<Error>> {
+  async #open(signal: AbortSignal): Promise<{ lost: Promise<Error> }> {
     const { promise: lost, resolve } = Promise.withResolvers<Error>();
     let ended = false;
     const onLost = (cause: Error) => {
@@ -207,7 +207,7 @@ export class Lane {
     const again = this.#countUnsettled();
     this.#outage.recovered(`${again} events are sent again or wait`);
     this.#schedulePump();
-    return lost;
+    return { lost };
   }
 
   #countUnsettled(): number {
