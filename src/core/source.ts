@@ -39,7 +39,7 @@ export interface RunOptions {
 
 /** A stream of events out of PostgreSQL. */
 export interface Source {
-  /** For the log: `notify`, or `wal` with the slot's name. */
+  /** For the log: `notify`, or `wal SLOT`. */
   readonly name: string;
   /**
    * The life of one connection. Returns after `stopping`; otherwise throws when the connection is lost or cannot be

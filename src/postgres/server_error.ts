@@ -16,6 +16,11 @@ export class ServerError extends Error {
   }
 }
 
+/** The server takes no sessions: it starts up, recovers or shuts down (SQLSTATE 57P03). */
+export class ServerNotReadyError extends TransientError {
+  override name = "ServerNotReadyError";
+}
+
 /** Who connects to what, for error texts; never a password. */
 export interface SessionName {
   readonly user: string;
@@ -32,6 +37,7 @@ export function explain(error: { code: string; message: string }, action: string
   const at = `${action} of database "${session.database}" at ${session.where} as user "${session.user}"`;
   const remedy = remedyFor(error, session);
   const text = `${at} failed: ${error.message}`;
+  if (error.code === "57P03") return new ServerNotReadyError(text);
   return remedy === undefined ? new TransientError(text) : new PermanentError(`${text}; ${remedy}`);
 }
 

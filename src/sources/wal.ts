@@ -9,6 +9,7 @@ import type { SlotConfig } from "../config/config.ts";
 import type { Logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { ReplicationSession } from "../postgres/replication.ts";
+import { SlotMonitor, type SlotReading } from "./slot_monitor.ts";
 import { StandbyStatusSender } from "./standby_status.ts";
 import { WalReader } from "./wal_reader.ts";
 
@@ -23,6 +24,8 @@ export interface WalSourceOptions {
 const END_OF_COPY_PATIENCE_MS = 1_000;
 /** Creating a slot waits for running transactions; after this long the log says so. */
 const SLOT_PATIENCE_MS = 5_000;
+/** How long a server that shuts down waits for acknowledgements before it is let go. */
+const LET_GO_MS = 300;
 
 export class WalSource implements Source {
   readonly #options: WalSourceOptions;
@@ -30,14 +33,22 @@ export class WalSource implements Source {
   /** Whether the slot has been seen in this process: one that then is missing was dropped, and changes are lost. */
   #slotSeen = false;
   #everStarted = false;
+  /** Tables and texts that a warning was logged for. */
+  readonly #noticed = new Set<string>();
+  #reading: SlotReading | undefined;
 
   constructor(options: WalSourceOptions) {
     this.#options = options;
     this.#log = options.log;
   }
 
+  /** What the server last said of the slot; undefined before the first look. */
+  get slotReading(): SlotReading | undefined {
+    return this.#reading;
+  }
+
   get name(): string {
-    return `wal, slot "${this.#options.slot.name}"`;
+    return `wal ${this.#options.slot.name}`;
   }
 
   async run(options: RunOptions): Promise<void> {
@@ -66,10 +77,13 @@ export class WalSource implements Source {
     });
     const status = new StandbyStatusSender(session, tracker, reader, (error) => faults.resolve(error));
     this.#readWithinBounds(session, reader, status);
+    session.connection.onNotice = (notice) => this.#onNotice(notice.M ?? "");
     await session.start(this.#options.slot.name, streamOptions(this.#options.slot), (buffer, start, end) => {
       reader.receive(buffer, start, end);
     });
     status.start();
+    const ended = new AbortController();
+    const monitor = this.#monitor(session, tracker, (error) => faults.resolve(error)).run(ended.signal);
     this.#everStarted = true;
     this.#log.debug("streaming the WAL from {where} after {lsn}", {
       where: session.where,
@@ -82,7 +96,49 @@ export class WalSource implements Source {
       await this.#finish(session, reader, tracker, status, options.deadline);
     } finally {
       status.stop();
+      ended.abort();
+      await monitor;
     }
+  }
+
+  /**
+   * A server that shuts down waits for its walsenders until they have sent everything and we have confirmed it. Where
+   * an upstream does not acknowledge, that would be for ever: the connection is then let go (design, section 4, rule 8).
+   */
+  #monitor(session: ReplicationSession, tracker: AckTracker, giveUp: (error: Error) => void): SlotMonitor {
+    let shutdownSinceMs: number | undefined;
+    return new SlotMonitor({
+      params: { ...this.#options.params, hosts: [session.connection.host], targetSessionAttrs: "any" },
+      slot: this.#options.slot.name,
+      log: this.#log,
+      onReading: (reading) => this.#reading = reading,
+      onShutdown: () => {
+        shutdownSinceMs ??= Date.now();
+        if (tracker.idle || Date.now() - shutdownSinceMs < LET_GO_MS) return;
+        giveUp(
+          new TransientError(
+            `PostgreSQL at ${session.where} shuts down; it is let go with ${tracker.pending} transactions not acknowledged`,
+          ),
+        );
+      },
+    });
+  }
+
+  /** Logs a wal2json warning once for each table, since it comes once for each row. */
+  #onNotice(text: string): void {
+    const table = /^no tuple identifier for (\w+) in table (".*")$/.exec(text);
+    const key = table?.[2] ?? text;
+    if (this.#noticed.has(key)) return;
+    this.#noticed.add(key);
+    if (table === null) {
+      this.#log.warn("notice from PostgreSQL while reading the WAL: {text}", { text });
+      return;
+    }
+    this.#log.warn(
+      "{table} has no replica identity: its updates and deletes are not delivered; give it a primary key, or run: ALTER " +
+        "TABLE {table} REPLICA IDENTITY FULL",
+      { table: table[2] },
+    );
   }
 
   /** Stops reading the socket while a lane holds more than its bound: the server then stops decoding. */
