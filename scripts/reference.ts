@@ -1,14 +1,14 @@
 /** Rewrites the configuration reference in README.md from the key table: `deno task reference`. */
 
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { withReference } from "../src/config/example.ts";
+import { REFERENCE_BEGIN, REFERENCE_END, withReference } from "../src/config/example.ts";
 
 const path = fileURLToPath(new URL("../README.md", import.meta.url));
-const readme = withReference(readFileSync(path, "utf8"));
+const readme = existsSync(path) ? withReference(readFileSync(path, "utf8")) : undefined;
 if (readme === undefined) {
   console.error(
-    `${path} lacks the lines "<!-- configuration reference: begin -->" and "<!-- configuration reference: end -->": add them where the reference belongs`,
+    `${path} lacks the lines "${REFERENCE_BEGIN}" and "${REFERENCE_END}": add them where the reference belongs`,
   );
   process.exitCode = 1;
 } else {

@@ -258,8 +258,8 @@ function table(rows: readonly (readonly string[])[]): string {
   return [line(header, " "), line(header.map(() => ""), "-"), ...body.map((row) => line(row, " "))].join("\n");
 }
 
-const REFERENCE_BEGIN = "<!-- configuration reference: begin -->";
-const REFERENCE_END = "<!-- configuration reference: end -->";
+export const REFERENCE_BEGIN = "<!-- configuration reference: begin -->";
+export const REFERENCE_END = "<!-- configuration reference: end -->";
 
 /** The reference as it stands in a README, between the two marks; undefined where a mark is missing. */
 export function referenceIn(readme: string): string | undefined {

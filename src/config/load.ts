@@ -39,7 +39,10 @@ export function loadConfig({ file, env, readFile }: LoadOptions): LoadedConfig {
   const log = asValues<LogValues>(read(loading, find(loading, "log", "log"), "log", "log").values);
   checkSlots(loading.slotUses, problems);
   if (problems.length === 0 && bridges.length === 0) problems.push(NOTHING_CONFIGURED);
-  if (problems.length > 0) throw new ConfigError([...new Set(problems)]);
+  if (problems.length > 0) {
+    // One line each, whatever a name or a value holds.
+    throw new ConfigError([...new Set(problems)].map((problem) => problem.replace(/[\r\n\0]+/g, " ")));
+  }
   return { config: { bridges, log: { level: log.level, format: log.format } }, origins: loading.origins };
 }
 
@@ -77,12 +80,13 @@ function asValues<T>(values: ReadonlyMap<string, Value>): T {
 /** First form: a section per bridge, of any name, and `[NAME.upstream_config]`. */
 function loadBridges(loading: Loading): BridgeConfig[] {
   const ofForm1 = loading.sections.filter(({ type }) => type === "bridge" || type === "upstream_config");
+  const strays = findStrays(loading);
   const bridges: BridgeConfig[] = [];
   for (const name of new Set(ofForm1.map((section) => section.name))) {
     const main = find(loading, "bridge", name);
-    const upstream = find(loading, "upstream_config", name);
-    if (isNonsense(main) && isNonsense(upstream)) continue;
-    if (main === undefined && upstream !== undefined && isStray(loading, upstream)) continue;
+    const upstream = find(loading, "upstream_config", name) ?? strays.get(name);
+    const isStray = main === undefined && upstream !== undefined && [...strays.values()].includes(upstream);
+    if (isStray || (isNonsense(main) && isNonsense(upstream))) continue;
     const values = read(loading, main, "bridge", name, { sibling: upstream });
     const kind = asKind(values.values.get("kind"));
     const config = read(loading, upstream, "upstream_config", name, { sibling: main, kind });
@@ -106,18 +110,24 @@ function isNonsense(section: Section | undefined): boolean {
   return section === undefined || (section.settings.size === 0 && section.misspelt.size > 0);
 }
 
-/** A misspelt `[NAME.upstream_config]`: a bridge that lacks one has nearly its name. */
-function isStray(loading: Loading, upstream: Section): boolean {
-  const lonely = loading.sections
-    .filter(({ type, name }) => type === "bridge" && find(loading, "upstream_config", name) === undefined)
-    .map(({ name }) => name);
-  const meant = nearest(upstream.name, lonely);
-  if (meant === undefined) return false;
-  loading.problems.push(
-    `section ${upstream.path}: there is no section ${upstream.name} that it belongs to; did you mean ` +
-      `${sectionPath("upstream_config", meant)}?`,
-  );
-  return true;
+/**
+ * Misspelt `[NAME.upstream_config]`, by the name of the bridge that lacks one and is called nearly the same: they are
+ * then read as that bridge's, so that their other faults are told as well.
+ */
+function findStrays(loading: Loading): Map<string, Section> {
+  const bridges = loading.sections.filter(({ type }) => type === "bridge").map(({ name }) => name);
+  const lonely = bridges.filter((name) => find(loading, "upstream_config", name) === undefined);
+  const strays = new Map<string, Section>();
+  for (const section of loading.sections) {
+    if (section.type !== "upstream_config" || bridges.includes(section.name)) continue;
+    const meant = nearest(section.name, lonely);
+    if (meant !== undefined && !strays.has(meant)) strays.set(meant, section);
+  }
+  for (const [meant, { path, name }] of strays) {
+    const wanted = sectionPath("upstream_config", meant);
+    loading.problems.push(`section ${path}: there is no section ${name} that it belongs to; did you mean ${wanted}?`);
+  }
+  return strays;
 }
 
 /** Second form: `[database]` and any number of `[upstream.NAME]`. */

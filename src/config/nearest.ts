@@ -14,8 +14,8 @@ export function editDistance(a: string, b: string): number {
   return previous[b.length]!;
 }
 
-/** Undefined where nothing is close: a third of the letters may differ, two in short names. */
-export function nearest(name: string, known: Iterable<string>): string | undefined {
+/** Undefined where nothing is close: a third of the letters may differ, two in short names; `warn` means `warning`. */
+export function nearest(name: string, known: readonly string[]): string | undefined {
   let best: string | undefined;
   let bestDistance = Math.max(2, Math.floor(name.length / 3)) + 1;
   for (const candidate of known) {
@@ -27,11 +27,12 @@ export function nearest(name: string, known: Iterable<string>): string | undefin
       bestDistance = distance;
     }
   }
-  return best;
+  if (best !== undefined || name.length < 3) return best;
+  return known.find((candidate) => candidate.startsWith(name));
 }
 
 /** `; did you mean NAME?`, or nothing. */
-export function didYouMean(name: string, known: Iterable<string>, show: (candidate: string) => string = (c) => c) {
+export function didYouMean(name: string, known: readonly string[], show: (candidate: string) => string = (c) => c) {
   const found = nearest(name.toLowerCase(), known);
   return found === undefined ? "" : `; did you mean ${show(found)}?`;
 }

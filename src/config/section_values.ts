@@ -1,7 +1,16 @@
 /** Reads the values of one section by the key table: text to value, defaults, missing and misplaced keys. */
 
 import type { UpstreamKind } from "./config.ts";
-import { appliesTo, keysOf, type KeySpec, KIND_NAMES, type NamedKey, type SectionType, type Value } from "./keys.ts";
+import {
+  appliesTo,
+  keysOf,
+  type KeySpec,
+  KIND_NAMES,
+  KINDS,
+  type NamedKey,
+  type SectionType,
+  type Value,
+} from "./keys.ts";
 import { nameLike, type Place, placeText, sectionPath } from "./names.ts";
 import type { Section, Setting } from "./sections.ts";
 import { allowedText, parseValue } from "./values.ts";
@@ -105,11 +114,14 @@ function readMissing(
   if (spec.default !== undefined) return parseValue(spec, spec.default);
   if (!spec.required) return undefined;
   if (section?.misspelt.has(key.name)) return { problems: [] };
-  return { problems: [`is required, but not set; wanted ${wantedText(spec)}`] };
+  return { problems: [`is required, but not set; wanted ${wantedText(spec, kind)}`] };
 }
 
-function wantedText(spec: KeySpec): string {
-  return spec.type === "choice" ? `one of ${allowedText(spec)}` : spec.example ?? allowedText(spec);
+function wantedText(spec: KeySpec, kind: UpstreamKind | undefined): string {
+  if (spec.type === "choice") return `one of ${allowedText(spec)}`;
+  if (kind !== undefined && spec.type === "broker_uri") return `a URI like ${KINDS[kind].exampleUri}`;
+  if (kind !== undefined && spec.type === "bridge_channels") return `a list like ${KINDS[kind].exampleBindings}`;
+  return spec.example ?? allowedText(spec);
 }
 
 function kindIn(section: Section | undefined): UpstreamKind | undefined {
