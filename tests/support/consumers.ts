@@ -15,6 +15,7 @@ export interface Message {
   readonly payload: Buffer;
   /** The payload as UTF-8. */
   readonly text: string;
+  /** Since the Unix epoch, with fractions. */
   readonly receivedAtMs: number;
 }
 
@@ -229,7 +230,7 @@ export async function consumeRedis(
 }
 
 function recorded(key: string, payload: Buffer): Message {
-  const receivedAtMs = Date.now();
+  const receivedAtMs = performance.timeOrigin + performance.now();
   return {
     key,
     payload,

@@ -7,6 +7,7 @@ import {
   chmodSync,
   chownSync,
   cpSync,
+  existsSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -171,13 +172,15 @@ async function withSql<T>(uri: string, work: (sql: postgres.Sql) => PromiseLike<
   }
 }
 
-/** The newest installed version, or the one that `PGPROXY_TEST_POSTGRES_BIN` names. */
+/** The newest installed version that has wal2json, or the one that `PGPROXY_TEST_POSTGRES_BIN` names. */
 function findBinDir(): string {
   const named = process.env.PGPROXY_TEST_POSTGRES_BIN;
   if (named !== undefined && named !== "") return named;
-  const versions = listDir("/usr/lib/postgresql").filter((name) => /^\d+$/.test(name)).sort((a, b) => +b - +a);
+  const versions = listDir("/usr/lib/postgresql").filter((name) => /^\d+$/.test(name)).sort((a, b) => +b - +a)
+    .map((version) => `/usr/lib/postgresql/${version}`);
   const paths = [
-    ...versions.map((version) => `/usr/lib/postgresql/${version}/bin/postgres`),
+    ...versions.filter((dir) => existsSync(`${dir}/lib/wal2json.so`)).map((dir) => `${dir}/bin/postgres`),
+    ...versions.map((dir) => `${dir}/bin/postgres`),
     ...programPaths("postgres"),
     "/usr/local/pgsql/bin/postgres",
     "/opt/homebrew/bin/postgres",

@@ -25,6 +25,8 @@ export interface ProxyOptions {
   /** Write standard output to this file (`/dev/null`) instead of collecting it. */
   readonly stdoutFile?: string;
   readonly stdin?: string;
+  /** Called with each line of standard output as it comes. */
+  readonly onStdoutLine?: (line: string) => void;
 }
 
 export interface ProxyExit {
@@ -99,13 +101,12 @@ class ProxyProcess implements Proxy {
   readonly #waiting = new Set<() => void>();
   readonly #stdout: Uint8Array[] = [];
   readonly #stderr: Uint8Array[] = [];
-  readonly #decoder = new StringDecoder("utf8");
-  #partialLine = "";
   #ended: ProxyExit | undefined;
   #peakRssBytes = 0;
   #cpuMs = 0;
 
-  constructor({ args = [], env = {}, files = {}, runtime = currentRuntime(), stdoutFile, stdin }: ProxyOptions) {
+  constructor(options: ProxyOptions) {
+    const { args = [], env = {}, files = {}, runtime = currentRuntime(), stdoutFile, stdin, onStdoutLine } = options;
     const workspace = new Workspace("proxy");
     this.dir = workspace.dir;
     for (const [path, text] of Object.entries(files)) {
@@ -125,7 +126,9 @@ class ProxyProcess implements Proxy {
     this.#child.stdin?.on("error", () => {});
     this.#child.stdin?.end(stdin);
     this.#child.stdout?.on("data", (chunk: Uint8Array) => this.#stdout.push(chunk));
-    this.#child.stderr?.on("data", (chunk: Uint8Array) => this.#readLog(chunk));
+    if (onStdoutLine !== undefined) this.#child.stdout?.on("data", inLines(onStdoutLine));
+    this.#child.stderr?.on("data", (chunk: Uint8Array) => this.#stderr.push(chunk));
+    this.#child.stderr?.on("data", inLines((line) => this.#addLine(line)));
     this.exit = this.#untilClosed().finally(() => workspace.remove());
     // Whoever waits for the exit gets the error; nobody has to.
     this.exit.catch(() => {});
@@ -208,7 +211,6 @@ class ProxyProcess implements Proxy {
     return new Promise((resolve, reject) => {
       this.#child.once("error", reject);
       this.#child.once("close", (code, signal) => {
-        if (this.#partialLine !== "") this.#addLine(this.#partialLine);
         this.#ended = { code, signal };
         for (const check of [...this.#waiting]) check();
         resolve(this.#ended);
@@ -216,16 +218,9 @@ class ProxyProcess implements Proxy {
     });
   }
 
-  #readLog(chunk: Uint8Array): void {
-    this.#stderr.push(chunk);
-    const lines = (this.#partialLine + this.#decoder.write(Buffer.from(chunk))).split("\n");
-    this.#partialLine = lines.pop() ?? "";
-    for (const line of lines) this.#addLine(line);
-    for (const check of [...this.#waiting]) check();
-  }
-
   #addLine(text: string): void {
     this.log.push({ text, json: parseObject(text) });
+    for (const check of [...this.#waiting]) check();
   }
 
   #tail(): string {
@@ -291,6 +286,17 @@ function runtimeEnvironment(runtime: ProxyRuntime): Record<string, string> {
         DENO_DIR: process.env.DENO_DIR ?? `${home}/.cache/deno`,
       };
   }
+}
+
+/** Makes whole lines out of chunks; a last line without an end is left out. */
+function inLines(onLine: (line: string) => void): (chunk: Uint8Array) => void {
+  const decoder = new StringDecoder("utf8");
+  let partial = "";
+  return (chunk) => {
+    const lines = (partial + decoder.write(Buffer.from(chunk))).split("\n");
+    partial = lines.pop() ?? "";
+    lines.forEach(onLine);
+  };
 }
 
 function parseObject(text: string): Record<string, unknown> | undefined {

@@ -11,7 +11,13 @@ import process from "node:process";
 import { countJunit, type TestCounts } from "./junit.ts";
 import { ROOT_DIR } from "./proxy.ts";
 import { Workspace } from "./server_process.ts";
-import { makePostgresTemplate, SERVER_VARIABLES, type SharedServers, sharedServers } from "./servers.ts";
+import {
+  makePostgresTemplate,
+  SERVER_VARIABLES,
+  type SharedServers,
+  sharedServers,
+  stopSharedServers,
+} from "./servers.ts";
 
 type Runner = "deno" | "bun";
 
@@ -35,9 +41,9 @@ let exitCode = 1;
 try {
   exitCode = await runAll();
 } finally {
+  await stopSharedServers();
   await workspace.remove();
 }
-// The servers go with this process: their guardians see to it.
 process.exit(exitCode);
 
 async function runAll(): Promise<number> {

@@ -10,7 +10,7 @@ import { startMosquitto } from "./mosquitto_server.ts";
 import { type RunningPostgres, runningPostgres, startPostgres } from "./postgres_server.ts";
 import { startRabbitmq } from "./rabbitmq_server.ts";
 import { startRedis } from "./redis_server.ts";
-import type { RunningServer } from "./server_process.ts";
+import type { RunningServer, Server } from "./server_process.ts";
 
 export { startMosquitto } from "./mosquitto_server.ts";
 export { makePostgresTemplate, startPostgres } from "./postgres_server.ts";
@@ -36,29 +36,53 @@ export const SERVER_VARIABLES = {
   redis: "PGPROXY_TEST_REDIS_URI",
 } as const;
 
-let started: Promise<SharedServers> | undefined;
+const starting = new Map<keyof SharedServers, Promise<RunningServer | Server>>();
 
 /**
  * Servers shared by all tests: those named by SERVER_VARIABLES, otherwise started by this process at the first call and
  * ended with it. Use databases, exchanges and topics with names of your own, and leave none behind.
  */
-export function sharedServers(): Promise<SharedServers> {
-  started ??= startShared();
-  return started;
-}
-
-async function startShared(): Promise<SharedServers> {
-  const named = (server: keyof typeof SERVER_VARIABLES, defaultPort: number): RunningServer | undefined => {
-    const uri = process.env[SERVER_VARIABLES[server]];
-    if (uri === undefined || uri === "") return undefined;
-    return { name: server, uri, port: Number(new URL(uri).port || defaultPort) };
-  };
-  const namedPostgres = named("postgres", 5432);
+export async function sharedServers(): Promise<SharedServers> {
   const [postgres, rabbitmq, mosquitto, redis] = await Promise.all([
-    namedPostgres === undefined ? startPostgres() : runningPostgres(namedPostgres.uri),
-    named("rabbitmq", 5672) ?? startRabbitmq(),
-    named("mosquitto", 1883) ?? startMosquitto(),
-    named("redis", 6379) ?? startRedis(),
+    sharedServer("postgres"),
+    sharedServer("rabbitmq"),
+    sharedServer("mosquitto"),
+    sharedServer("redis"),
   ]);
   return { postgres, rabbitmq, mosquitto, redis };
+}
+
+/** One of them, for who does not need the others. */
+export function sharedServer<Name extends keyof SharedServers>(name: Name): Promise<SharedServers[Name]> {
+  let server = starting.get(name);
+  if (server === undefined) {
+    server = STARTERS[name]();
+    starting.set(name, server);
+  }
+  return server as Promise<SharedServers[Name]>;
+}
+
+/** Stops those that this process started. What would end with the process anyway is gone when this resolves. */
+export async function stopSharedServers(): Promise<void> {
+  const servers = await Promise.allSettled(starting.values());
+  starting.clear();
+  await Promise.all(servers.map((result) => {
+    if (result.status === "fulfilled" && "stop" in result.value) return result.value.stop();
+  }));
+}
+
+const STARTERS: { readonly [Name in keyof SharedServers]: () => Promise<SharedServers[Name]> } = {
+  postgres: async () => {
+    const server = named("postgres", 5432);
+    return server === undefined ? await startPostgres() : runningPostgres(server.uri);
+  },
+  rabbitmq: async () => named("rabbitmq", 5672) ?? await startRabbitmq(),
+  mosquitto: async () => named("mosquitto", 1883) ?? await startMosquitto(),
+  redis: async () => named("redis", 6379) ?? await startRedis(),
+};
+
+function named(server: keyof SharedServers, defaultPort: number): RunningServer | undefined {
+  const uri = process.env[SERVER_VARIABLES[server]];
+  if (uri === undefined || uri === "") return undefined;
+  return { name: server, uri, port: Number(new URL(uri).port || defaultPort) };
 }
