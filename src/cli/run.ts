@@ -10,9 +10,6 @@ import { type ConnectionParams, ConnectionUriError, parseConnectionUri } from ".
 import { uriEnvironment } from "../runtime.ts";
 import { versionText } from "../version.ts";
 
-/** How long stopping waits for acknowledgements, in milliseconds. */
-const SHUTDOWN_TIMEOUT_MS = 10_000;
-
 /** Returns the exit code. Throws ConfigError, and PermanentError for a fault at the first start that no retry mends. */
 export async function runCommand(options: LoadOptions): Promise<number> {
   const { config } = loadConfig(options);
@@ -24,7 +21,7 @@ export async function runCommand(options: LoadOptions): Promise<number> {
     bridges: config.bridges.map((bridge) => bridge.name).join(", "),
   });
   exitOnUnexpected(log);
-  const stop = stopOnSignals(log);
+  const stop = stopOnSignals(log, Math.max(...config.bridges.map((bridge) => bridge.shutdownTimeoutMs)));
   let bridges: readonly Bridge[] = [];
   let announced = false;
   const onChange = () => {
@@ -62,7 +59,7 @@ function parseConnections(bridges: readonly BridgeConfig[]): ConnectionParams[] 
 }
 
 /** The first signal drains, the second ends at once. */
-function stopOnSignals(log: Logger): { stopping: AbortSignal; deadline: AbortSignal } {
+function stopOnSignals(log: Logger, timeoutMs: number): { stopping: AbortSignal; deadline: AbortSignal } {
   const stopping = new AbortController();
   const deadline = new AbortController();
   const onSignal = (signal: "SIGTERM" | "SIGINT") => {
@@ -70,12 +67,12 @@ function stopOnSignals(log: Logger): { stopping: AbortSignal; deadline: AbortSig
       log.warn("{signal} again: ending at once", { signal });
       process.exit(signal === "SIGINT" ? 130 : 143);
     }
-    log.info("{signal}: stopping, waiting up to {seconds} s for acknowledgements", {
+    log.info("{signal}: stopping, waiting up to {seconds} s for acknowledgements (shutdown_timeout)", {
       signal,
-      seconds: SHUTDOWN_TIMEOUT_MS / 1000,
+      seconds: timeoutMs / 1000,
     });
     stopping.abort(new Error("stopping"));
-    setTimeout(() => deadline.abort(new Error("shutdown timeout")), SHUTDOWN_TIMEOUT_MS);
+    setTimeout(() => deadline.abort(new Error("shutdown timeout")), timeoutMs);
   };
   process.on("SIGTERM", () => onSignal("SIGTERM"));
   process.on("SIGINT", () => onSignal("SIGINT"));

@@ -22,6 +22,12 @@ export interface BridgeConfig {
   readonly name: string;
   /** `postgresql://…` as configured, password included: never to be printed. */
   readonly postgresqlUri: string;
+  /** Whether a slot that is created is synchronised to standbys; PostgreSQL 17 and later. */
+  readonly slotFailover: boolean;
+  /** Bytes of notifications held through an upstream's outage, over all upstreams of the bridge. */
+  readonly notifyBufferBytes: number;
+  /** How long stopping waits for acknowledgements. */
+  readonly shutdownTimeoutMs: number;
   readonly upstreams: readonly UpstreamConfig[];
 }
 

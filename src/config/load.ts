@@ -100,7 +100,7 @@ function loadBridges(loading: Loading): BridgeConfig[] {
       upstream: built,
       label: values.label("replication_slot"),
     });
-    bridges.push({ name, postgresqlUri: database.uri, upstreams: [built] });
+    bridges.push(buildBridge(name, database, [built]));
   }
   return bridges;
 }
@@ -161,7 +161,18 @@ function loadDatabase(loading: Loading): BridgeConfig[] {
     upstreams.push(built);
   }
   if (upstreams.length === 0 || !values.isComplete) return [];
-  return [{ name: "database", postgresqlUri: asValues<DatabaseValues>(values.values).uri, upstreams }];
+  return [buildBridge("database", asValues<DatabaseValues>(values.values), upstreams)];
+}
+
+function buildBridge(name: string, database: DatabaseValues, upstreams: readonly UpstreamConfig[]): BridgeConfig {
+  return {
+    name,
+    postgresqlUri: database.uri,
+    slotFailover: database.slot_failover,
+    notifyBufferBytes: database.notify_buffer_bytes,
+    shutdownTimeoutMs: database.shutdown_timeout * 1000,
+    upstreams,
+  };
 }
 
 function slotOf(database: DatabaseValues, own: Partial<DatabaseValues>): SlotConfig {

@@ -12,8 +12,6 @@ import { Routes } from "./routes.ts";
 import type { Source } from "./source.ts";
 import { SourceSupervisor } from "./source_supervisor.ts";
 
-/** Bytes of notifications held through an upstream's outage, over all upstreams of a bridge. */
-const NOTIFY_BUFFER_BYTES = 64 * 1024 * 1024;
 /** How long the upstreams may take to say goodbye after the last acknowledgement, in milliseconds. */
 const CLOSE_MS = 1_000;
 
@@ -112,7 +110,7 @@ function notifySources(
       sink: routes,
       log: logger(config.name, "notify"),
       identity: identityOf(config),
-      maxBufferBytes: NOTIFY_BUFFER_BYTES,
+      maxBufferBytes: config.notifyBufferBytes,
     }),
   ];
 }
@@ -129,7 +127,13 @@ function walSources(config: BridgeConfig, params: ConnectionParams, lanes: reado
       if (upstream.slot.name !== slot.name) continue;
       for (const { channel, target } of upstream.bindings) routes.add(channel, lane, target);
     }
-    return new WalSource({ params, slot, sink: routes, log: logger(config.name, `wal ${slot.name}`) });
+    return new WalSource({
+      params,
+      slot,
+      failover: config.slotFailover,
+      sink: routes,
+      log: logger(config.name, `wal ${slot.name}`),
+    });
   });
 }
 

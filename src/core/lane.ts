@@ -5,6 +5,7 @@ import { aborted, Backoff, sleep } from "./backoff.ts";
 import { ChannelRejectedError, errorText, PermanentError } from "./errors.ts";
 import type { Event } from "./event.ts";
 import { OutageLog } from "./outage_log.ts";
+import { StallWatch } from "./stall_watch.ts";
 import type { Completion } from "./source.ts";
 import type { Delivery, Session, Target, Upstream } from "./upstream.ts";
 
@@ -91,6 +92,7 @@ export class Lane {
   #held: { reason: string } | undefined;
   readonly #holdBackoff = new Backoff(500, 10_000);
   readonly #holdOutage: OutageLog;
+  readonly #stallWatch: StallWatch;
   #closed = false;
   #congested = false;
   #signal: AbortSignal | undefined;
@@ -104,15 +106,19 @@ export class Lane {
     this.#log = options.log;
     this.#outage = new OutageLog(options.log, this.name);
     this.#holdOutage = new OutageLog(options.log, `delivery to ${this.name}`);
+    this.#stallWatch = new StallWatch(options.log, this.name, () => ({
+      inFlight: this.#inFlight,
+      answered: this.counts.delivered + this.counts.dropped,
+    }));
   }
 
   get name(): string {
     return `${this.#options.upstream.kind} upstream "${this.#options.upstream.name}"`;
   }
 
-  /** Whether a session is open and no refused event holds it up. */
+  /** Whether a session is open, acknowledges what it is given, and no refused event holds it up. */
   get ready(): boolean {
-    return this.#session !== undefined && this.#held === undefined;
+    return this.#session !== undefined && this.#held === undefined && !this.#stallWatch.stalled;
   }
 
   get inFlight(): number {
@@ -159,7 +165,9 @@ export class Lane {
         backoff.reset();
         hadSession = true;
         onFirstAttempt();
+        this.#stallWatch.start();
         const cause = await Promise.race([lost, aborted(signal)]);
+        this.#stallWatch.stop();
         if (cause === undefined) return;
         this.#lost(cause);
       } catch (error) {

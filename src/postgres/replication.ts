@@ -117,9 +117,19 @@ export class ReplicationSession {
   }
 
   /** Creates the slot. The server first waits for every transaction that is running to end. */
-  async createSlot(name: string): Promise<void> {
+  async createSlot(name: string, failover: boolean): Promise<void> {
+    if (failover && this.settings.version < 170000) {
+      throw new PermanentError(
+        `slot_failover=true needs PostgreSQL 17 or later; the server at ${this.where} has version ` +
+          `${Math.floor(this.settings.version / 10000)}: set slot_failover=false`,
+      );
+    }
+    // The arguments behind the plugin: temporary, twophase, failover.
+    const more = failover ? ", false, false, true" : "";
     await this.#query(
-      `select pg_catalog.pg_create_logical_replication_slot(${quoteLiteral(name)}, ${quoteLiteral(OUTPUT_PLUGIN)})`,
+      `select pg_catalog.pg_create_logical_replication_slot(${quoteLiteral(name)}, ${
+        quoteLiteral(OUTPUT_PLUGIN)
+      }${more})`,
     );
   }
 

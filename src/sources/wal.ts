@@ -16,6 +16,8 @@ import { WalReader } from "./wal_reader.ts";
 export interface WalSourceOptions {
   readonly params: ConnectionParams;
   readonly slot: SlotConfig;
+  /** Whether a slot that is created is synchronised to standbys. */
+  readonly failover: boolean;
   readonly sink: Sink;
   readonly log: Logger;
 }
@@ -201,7 +203,7 @@ export class WalSource implements Source {
   }
 
   async #createSlot(session: ReplicationSession, signal: AbortSignal): Promise<void> {
-    const { name } = this.#options.slot;
+    const { slot: { name }, failover } = this.#options;
     const timer = setTimeout(() =>
       this.#log.warn(
         'creating replication slot "{slot}" waits for transactions that are running on the server to end (select pid, ' +
@@ -211,7 +213,7 @@ export class WalSource implements Source {
     const onAbort = () => session.connection.destroy();
     signal.addEventListener("abort", onAbort);
     try {
-      await session.createSlot(name);
+      await session.createSlot(name, failover);
     } finally {
       clearTimeout(timer);
       signal.removeEventListener("abort", onAbort);

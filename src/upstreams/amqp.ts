@@ -83,14 +83,11 @@ export class AmqpUpstream implements Upstream {
     if (/\b403\b.*ACCESS_REFUSED/.test(text) && /login|auth/i.test(text)) {
       return new PermanentError(`${at} refused the login of ${user}; correct the user name and password in uri`);
     }
-    if (/\b(530|404)\b.*vhost .* not found|NOT_FOUND - no access to this vhost/i.test(text)) {
+    // The only question open at that point is the virtual host; amqplib keeps the broker's words to itself.
+    if (/Expected ConnectionOpenOk; got <ConnectionClose/.test(text)) {
       return new PermanentError(
-        `${at} has no virtual host "${this.#vhost}"; create it (rabbitmqctl add_vhost) or correct the path of uri`,
-      );
-    }
-    if (/\b(530|403)\b.*vhost/i.test(text)) {
-      return new PermanentError(
-        `${at} refused ${user} the virtual host "${this.#vhost}"; grant it (rabbitmqctl set_permissions -p) or correct uri`,
+        `${at} refused ${user} the virtual host "${this.#vhost}"; create it (rabbitmqctl add_vhost), grant it ` +
+          "(rabbitmqctl set_permissions), or correct the path of uri",
       );
     }
     return undefined;
@@ -230,7 +227,8 @@ class AmqpSession implements Session {
     channel.on("nack", () => this.#lost(new TransientError(NACK_TEXT)));
     channel.on("return", (message) => this.#returned(message));
     channel.on("error", (error) => this.#channelClosed(error));
-    channel.on("close", () => this.#lost(new TransientError(`the channel to ${PRODUCT} was closed`)));
+    // When the connection ends, its channels are closed first, and the cause is told in the same turn.
+    channel.on("close", () => queueMicrotask(() => this.#lost(new TransientError(CHANNEL_CLOSED_TEXT))));
     batchWrites(connection);
   }
 
@@ -329,6 +327,7 @@ class AmqpSession implements Session {
   }
 }
 
+const CHANNEL_CLOSED_TEXT = `the channel to ${PRODUCT} was closed`;
 const NACK_TEXT =
   `${PRODUCT} could not take responsibility for a message (basic.nack): is a queue at its limit with x-overflow=reject-publish?`;
 

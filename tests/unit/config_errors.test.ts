@@ -296,7 +296,8 @@ const IN_FILE: Array<[name: string, ini: string, problems: string[]]> = [
     "[database] or [log]; did you mean [local.upstream_config]?",
   ]],
   ["an unknown section", VALID_INI + "[htp]\nlisten=1\n", [
-    "config.ini [htp] listen: unknown key; known here: postgresql_uri, replication_slot, wal2json_params, upstream",
+    "config.ini [htp] listen: unknown key; known here: postgresql_uri, replication_slot, wal2json_params, slot_failover, " +
+    "notify_buffer_bytes, shutdown_timeout, upstream",
   ]],
   ["an upstream section with a hyphen", VALID_INI_2 + "[upstream-b]\nkind=stdout\n", [
     "config.ini [upstream-b] (line 6): is no section; did you mean [upstream.b]?",

@@ -145,6 +145,9 @@ for (const [name, lines, upstream] of MANUAL) {
   const bridge = (bridgeName: string) => [{
     name: bridgeName,
     postgresqlUri: POSTGRESQL_URI,
+    slotFailover: false,
+    notifyBufferBytes: 64 * 2 ** 20,
+    shutdownTimeoutMs: 10_000,
     upstreams: [{ name: "local", ...COMMON, ...upstream }],
   }];
   const expectBridge = (actual: readonly BridgeConfig[], bridgeName: string) =>

@@ -51,6 +51,12 @@ postgresql_uri=postgresql://u:***@h/db?sslpassword=***
 replication_slot=pg_event_proxy
 # from config.ini line 3
 wal2json_params="format-version" '2'
+# default
+slot_failover=false
+# default
+notify_buffer_bytes=64MiB
+# default
+shutdown_timeout=10
 # from PGPROXY_LOCAL-UPSTREAM
 upstream=mqtt
 
