@@ -184,7 +184,8 @@ class ProxyProcess implements Proxy {
 
   kill(signal: NodeJS.Signals = "SIGKILL"): Promise<ProxyExit> {
     this.#measure();
-    this.#child.kill(signal);
+    // Deno's `child.kill` reports the signal as the cause of the end even where the program exits with a code.
+    if (this.#ended === undefined && this.#child.exitCode === null) process.kill(this.pid, signal);
     return this.exit;
   }
 
