@@ -185,7 +185,11 @@ class ProxyProcess implements Proxy {
   kill(signal: NodeJS.Signals = "SIGKILL"): Promise<ProxyExit> {
     this.#measure();
     // Deno's `child.kill` reports the signal as the cause of the end even where the program exits with a code.
-    if (this.#ended === undefined && this.#child.exitCode === null) process.kill(this.pid, signal);
+    try {
+      if (this.#child.exitCode === null && this.#child.signalCode === null) process.kill(this.pid, signal);
+    } catch (error) {
+      if ((error as { code?: unknown }).code !== "ESRCH") throw error;
+    }
     return this.exit;
   }
 
