@@ -1,3 +1,6 @@
+/** A connection that has held this long counts as good: the next attempt after its loss is made soon, in milliseconds. */
+export const STABLE_MS = 10_000;
+
 /** Delays between attempts: exponential with full jitter, so that many proxies do not return in step. */
 export class Backoff {
   readonly #firstMs: number;
@@ -41,4 +44,20 @@ export function aborted(signal: AbortSignal): Promise<void> {
     if (signal.aborted) resolve();
     else signal.addEventListener("abort", () => resolve(), { once: true });
   });
+}
+
+/**
+ * What `promise` resolves to, or undefined as soon as `signal` aborts. Unlike a race with `aborted`, it leaves no listener
+ * on a signal that outlives many such waits.
+ */
+export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T | undefined> {
+  const stop = Promise.withResolvers<undefined>();
+  const onAbort = () => stop.resolve(undefined);
+  signal.addEventListener("abort", onAbort);
+  if (signal.aborted) onAbort();
+  try {
+    return await Promise.race([promise, stop.promise]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
 }

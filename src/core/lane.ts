@@ -1,7 +1,7 @@
 /** The way to one upstream: an ordered window of deliveries, sent again after a reconnect. */
 
 import type { Logger } from "../log.ts";
-import { aborted, Backoff, sleep } from "./backoff.ts";
+import { aborted, Backoff, sleep, STABLE_MS, unlessAborted } from "./backoff.ts";
 import { ChannelRejectedError, errorText, PermanentError } from "./errors.ts";
 import type { Event } from "./event.ts";
 import { OutageLog } from "./outage_log.ts";
@@ -162,13 +162,15 @@ export class Lane {
     while (!signal.aborted) {
       try {
         const { lost } = await this.#open(signal);
-        backoff.reset();
+        const openedAtMs = Date.now();
         hadSession = true;
         onFirstAttempt();
         this.#stallWatch.start();
-        const cause = await Promise.race([lost, aborted(signal)]);
+        const cause = await unlessAborted(lost, signal);
         this.#stallWatch.stop();
         if (cause === undefined) return;
+        // An upstream that takes logins and ends every session at once must not be called ten times a second.
+        if (this.#acknowledgedInSession > 0 || Date.now() - openedAtMs >= STABLE_MS) backoff.reset();
         this.#lost(cause);
       } catch (error) {
         if (signal.aborted) return;
@@ -208,10 +210,11 @@ export class Lane {
       await session.close(0);
       throw new Error("stopped while connecting");
     }
-    if (!ended) this.#session = session;
-    this.#options.onChange();
     this.#acknowledgedInSession = 0;
     this.counts.connections++;
+    if (ended) return { lost };
+    this.#session = session;
+    this.#options.onChange();
     const again = this.#countUnsettled();
     this.#outage.recovered(`${again} events are sent again or wait`);
     this.#schedulePump();
@@ -235,9 +238,10 @@ export class Lane {
     this.#fruitlessSessions = this.#acknowledgedInSession > 0 || this.#inFlight === 0 ? 0 : this.#fruitlessSessions + 1;
     const blamesEvent = cause instanceof ChannelRejectedError || this.#fruitlessSessions >= FRUITLESS_SESSIONS;
     if (!blamesEvent) return;
-    const alone = this.#inFlight === 1 ? this.#firstUnsettled() : undefined;
+    const alone = this.#inFlight === 1 ? this.#firstUnanswered() : undefined;
     if (alone === undefined) {
       this.#probing = Math.max(this.#probing, this.#inFlight);
+      this.#fruitlessSessions = 0;
     } else if (this.#probing > 0 || cause instanceof ChannelRejectedError) {
       this.#probing = Math.max(this.#probing, 1);
       this.#fruitlessSessions = 0;
@@ -248,8 +252,8 @@ export class Lane {
     }
   }
 
-  #firstUnsettled(): LaneDelivery | undefined {
-    for (let i = this.#head; i < this.#sent; i++) if (!this.#queue[i]!.settled) return this.#queue[i];
+  #firstUnanswered(): LaneDelivery | undefined {
+    for (let i = this.#head; i < this.#sent; i++) if (this.#queue[i]!.session !== undefined) return this.#queue[i];
     return undefined;
   }
 
@@ -278,12 +282,18 @@ export class Lane {
     });
   }
 
+  /** Whether the next delivery may go to `session`; `publish` itself may refuse an event or lose the session. */
+  #maySend(session: Session): boolean {
+    const window = this.#probing > 0 ? 1 : this.#maxInFlight;
+    return this.#session === session && this.#held === undefined && this.#inFlight < window &&
+      this.#sent < this.#queue.length;
+  }
+
   #pump(): void {
     const session = this.#session;
-    if (session === undefined || this.#held !== undefined) return;
-    const window = this.#probing > 0 ? 1 : this.#maxInFlight;
+    if (session === undefined || this.#signal?.aborted) return;
     let published = false;
-    while (this.#inFlight < window && this.#sent < this.#queue.length && this.#session === session) {
+    while (this.#maySend(session)) {
       const delivery = this.#queue[this.#sent++]!;
       delivery.session = session;
       if (delivery.sentBefore) this.counts.resent++;
@@ -292,7 +302,7 @@ export class Lane {
       session.publish(delivery);
       published = true;
     }
-    if (published) session.flush();
+    if (published && this.#session === session) session.flush();
   }
 
   /** Called by a delivery whose session reports the upstream's acknowledgement. */
@@ -340,6 +350,7 @@ export class Lane {
     const session = this.#session;
     if (this.#inFlight > 0) await new Promise<void>((resolve) => this.#windowAnswered = resolve);
     await sleep(this.#holdBackoff.nextMs(), this.#signal);
+    if (this.#signal?.aborted) return;
     this.#held = undefined;
     this.#options.onChange();
     if (this.#session === session && session !== undefined) this.#rewind();

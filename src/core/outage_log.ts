@@ -1,9 +1,14 @@
-/** Keeps the log readable during an outage: the first failure, a line at most every 30 s, and the recovery. */
+/**
+ * Keeps the log readable during an outage: the first failure, a line at most every 30 s, and the recovery. Where a
+ * connection comes and goes, its outages after the fifth in ten minutes count as one.
+ */
 
 import type { Logger } from "../log.ts";
 import { errorText } from "./errors.ts";
 
 const REPEAT_MS = 30_000;
+const FLAPPING_MS = 600_000;
+const FLAPPING_OUTAGES = 5;
 
 export class OutageLog {
   readonly #log: Logger;
@@ -11,6 +16,10 @@ export class OutageLog {
   #since: number | undefined;
   #lastLineAt = 0;
   #failures = 0;
+  /** When the latest outages began that have a line. */
+  #told: number[] = [];
+  /** Whether the present outage has no line. */
+  #quiet = false;
 
   /** `what` names the connection in the lines: `amqp upstream "local"`. */
   constructor(log: Logger, what: string) {
@@ -25,12 +34,22 @@ export class OutageLog {
   failed(error: unknown): void {
     const now = Date.now();
     this.#failures++;
+    const due = now - this.#lastLineAt >= REPEAT_MS;
     if (this.#since === undefined) {
       this.#since = now;
+      this.#told = this.#told.filter((at) => now - at < FLAPPING_MS);
+      this.#quiet = this.#told.length >= FLAPPING_OUTAGES && !due;
+      if (this.#quiet) return;
+      this.#told = [...this.#told, now].slice(-FLAPPING_OUTAGES);
       this.#lastLineAt = now;
-      this.#log.warn("{what} is not available: {reason}; retrying", { what: this.#what, reason: errorText(error) });
-    } else if (now - this.#lastLineAt >= REPEAT_MS) {
+      this.#log.warn("{what} is not available{again}: {reason}; retrying", {
+        what: this.#what,
+        again: this.#failures > 1 ? `, after ${this.#failures - 1} failures not listed, between which it was back` : "",
+        reason: errorText(error),
+      });
+    } else if (due) {
       this.#lastLineAt = now;
+      this.#quiet = false;
       this.#log.warn("{what} is still not available after {seconds} s and {failures} failures: {reason}; retrying", {
         what: this.#what,
         seconds: Math.round((now - this.#since) / 1000),
@@ -44,12 +63,13 @@ export class OutageLog {
   recovered(detail = ""): void {
     if (this.#since === undefined) return;
     const seconds = (Date.now() - this.#since) / 1000;
+    this.#since = undefined;
+    if (this.#quiet) return;
+    this.#failures = 0;
     this.#log.info("{what} is back after {seconds} s{detail}", {
       what: this.#what,
       seconds: Math.round(seconds * 10) / 10,
       detail: detail === "" ? "" : `; ${detail}`,
     });
-    this.#since = undefined;
-    this.#failures = 0;
   }
 }

@@ -1,7 +1,7 @@
 /** Keeps one source running: starts it again, after a pause, whenever its connection is lost. */
 
 import type { Logger } from "../log.ts";
-import { Backoff, sleep } from "./backoff.ts";
+import { Backoff, sleep, STABLE_MS } from "./backoff.ts";
 import { errorText, PermanentError, StandingByError } from "./errors.ts";
 import { OutageLog } from "./outage_log.ts";
 import type { Source } from "./source.ts";
@@ -38,13 +38,14 @@ export class SourceSupervisor {
     const backoff = new Backoff();
     let everOpen = false;
     while (!stopping.aborted) {
+      let openedAtMs: number | undefined;
       try {
         await this.#source.run({
           stopping,
           deadline,
           onOpen: () => {
             everOpen = true;
-            backoff.reset();
+            openedAtMs = Date.now();
             this.#opened();
           },
         });
@@ -59,6 +60,8 @@ export class SourceSupervisor {
           continue;
         }
         if (error instanceof PermanentError && !everOpen) throw error;
+        // A server that ends every session at once must not be called ten times a second.
+        if (openedAtMs !== undefined && Date.now() - openedAtMs >= STABLE_MS) backoff.reset();
         this.#outage.failed(error);
       }
       await sleep(backoff.nextMs(), stopping);
