@@ -65,6 +65,7 @@ export class AckTracker {
 
   /** Resolves as soon as `idle` holds. */
   whenIdle(): Promise<void> {
+    this.advance();
     if (this.idle) return Promise.resolve();
     return new Promise((resolve) => this.#idleListeners.push(resolve));
   }
