@@ -128,17 +128,21 @@ export function cString(buffer: Buffer, start: number, end: number): { value: st
 
 /** The columns of a DataRow as text; null for NULL. Throws RangeError when the lengths do not fit the body. */
 export function parseDataRow(buffer: Buffer, start: number, end: number): (string | null)[] {
+  if (start + 2 > end) throw new RangeError("a DataRow message ends before its column count");
   const count = buffer.readInt16BE(start);
   const columns: (string | null)[] = [];
   let offset = start + 2;
   for (let i = 0; i < count; i++) {
+    if (offset + 4 > end) throw new RangeError("a DataRow message ends before the length of a column");
     const length = buffer.readInt32BE(offset);
     offset += 4;
-    if (length < 0) {
+    if (length === -1) {
       columns.push(null);
       continue;
     }
-    if (offset + length > end) throw new RangeError("a column of a DataRow message reaches beyond its end");
+    if (length < 0 || offset + length > end) {
+      throw new RangeError("a column of a DataRow message reaches beyond its end");
+    }
     columns.push(buffer.toString("utf8", offset, offset + length));
     offset += length;
   }

@@ -37,8 +37,9 @@ export function routingKeyOf(buffer: Buffer, start: number, end: number): string
   while (offset < end && buffer[offset] === QUOTE) {
     const nameEnd = closingQuote(buffer, offset + 1, end);
     const valueStart = nameEnd + 2;
-    if (buffer[nameEnd + 1] !== COLON) return "";
+    if (valueStart >= end || buffer[nameEnd + 1] !== COLON) return "";
     const valueEnd = endOfScalar(buffer, valueStart, end);
+    if (valueEnd > end) return "";
     // "schema" has six letters and "table" five; no other field before them begins alike and is as long.
     if (nameEnd - offset === 7 && buffer[offset + 1] === 0x73) schema = `${stringAt(buffer, valueStart, valueEnd)}.`;
     else if (nameEnd - offset === 6 && buffer[offset + 1] === 0x74) {
@@ -67,11 +68,14 @@ export function messageHeadOf(buffer: Buffer, start: number, end: number): Messa
   while (offset < end && buffer[offset] === QUOTE) {
     const nameEnd = closingQuote(buffer, offset + 1, end);
     const valueStart = nameEnd + 2;
+    if (valueStart >= end || buffer[nameEnd + 1] !== COLON) return undefined;
     const valueEnd = endOfScalar(buffer, valueStart, end);
+    if (valueEnd > end) return undefined;
     const name = buffer.toString("latin1", offset + 1, nameEnd);
     if (name === "transactional") transactional = buffer[valueStart] === 0x74;
     else if (name === "prefix") prefix = stringAt(buffer, valueStart, valueEnd);
     else if (name === "content") return { transactional, prefix, contentStart: valueStart, contentEnd: valueEnd };
+    if (buffer[valueEnd] !== COMMA) return undefined;
     offset = valueEnd + 1;
   }
   return undefined;
@@ -97,7 +101,13 @@ function endOfScalar(buffer: Buffer, offset: number, end: number): number {
   return i;
 }
 
+/** The text of a JSON string; where its escapes are none of JSON's, the characters between its quotes as they are. */
 function stringAt(buffer: Buffer, start: number, end: number): string {
   const text = buffer.toString("utf8", start, end);
-  return text.includes("\\") ? JSON.parse(text) as string : text.slice(1, -1);
+  if (!text.includes("\\")) return text.slice(1, -1);
+  try {
+    return String(JSON.parse(text));
+  } catch {
+    return text.slice(1, -1);
+  }
 }
