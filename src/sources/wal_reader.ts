@@ -67,6 +67,7 @@ export class WalReader {
   #ordinal = 0;
   #receivedLsn: Lsn = NO_LSN;
   #stopping = false;
+  #faulty = false;
   #boundary = Promise.withResolvers<void>();
   #nowMs = Date.now();
   /** Counts for the log and metrics. */
@@ -98,7 +99,7 @@ export class WalReader {
 
   /** Takes the body of one CopyData message. */
   receive(buffer: Buffer, start: number, end: number): void {
-    if (this.#stopping && this.#transaction === undefined) return;
+    if (this.#faulty || (this.#stopping && this.#transaction === undefined)) return;
     if (buffer[start] === Replication.XLogData) this.#record(buffer, start, end);
     else if (buffer[start] === Replication.PrimaryKeepalive && end - start >= KEEPALIVE_BYTES) {
       const walEnd = readLsn(buffer, start + REPLICATION_LSN_OFFSET);
@@ -107,8 +108,15 @@ export class WalReader {
     }
   }
 
+  /** What follows in the stream would be counted to the wrong transaction. */
+  #fault(reason: string): void {
+    this.#faulty = true;
+    this.#options.onFault(reason);
+  }
+
   #record(buffer: Buffer, start: number, end: number): void {
     const payloadStart = start + XLOG_DATA_HEADER_BYTES;
+    if (payloadStart > end) return this.#fault("an XLogData message is shorter than its header");
     switch (actionOf(buffer, payloadStart, end)) {
       case BEGIN:
         this.#begin(buffer, start, end);
@@ -125,7 +133,7 @@ export class WalReader {
   }
 
   #begin(buffer: Buffer, start: number, end: number): void {
-    if (this.#transaction !== undefined) return this.#options.onFault("a transaction began inside another");
+    if (this.#transaction !== undefined) return this.#fault("a transaction began inside another");
     this.#transaction = this.#options.tracker.begin();
     this.#transactionLsn = readLsnText(buffer, start + REPLICATION_LSN_OFFSET);
     this.#ordinal = 0;
@@ -134,7 +142,7 @@ export class WalReader {
 
   #commit(buffer: Buffer, start: number, end: number): void {
     const transaction = this.#transaction;
-    if (transaction === undefined) return this.#options.onFault("a transaction ended that had not begun");
+    if (transaction === undefined) return this.#fault("a transaction ended that had not begun");
     this.#ordinal++;
     if (this.#options.transactionRecords) this.#emit("commit", buffer.subarray(start + XLOG_DATA_HEADER_BYTES, end));
     const endLsn = readLsn(buffer, start + REPLICATION_LSN_OFFSET);
@@ -145,7 +153,7 @@ export class WalReader {
   }
 
   #change(buffer: Buffer, payloadStart: number, end: number): void {
-    if (this.#transaction === undefined) return this.#options.onFault("a change arrived outside any transaction");
+    if (this.#transaction === undefined) return this.#fault("a change arrived outside any transaction");
     this.#ordinal++;
     this.#emit(routingKeyOf(buffer, payloadStart, end), buffer.subarray(payloadStart, end));
   }
@@ -170,7 +178,7 @@ export class WalReader {
     const head = messageHeadOf(buffer, payloadStart, end);
     const inTransaction = this.#transaction !== undefined;
     if (head?.transactional !== false && !inTransaction) {
-      return this.#options.onFault("a transactional message arrived outside any transaction");
+      return this.#fault("a transactional message arrived outside any transaction");
     }
     // A message outside a transaction has no B record, and its LSN may be that of the next transaction's first record:
     // the letter keeps their ids apart.
