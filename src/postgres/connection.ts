@@ -41,6 +41,9 @@ const AUTH_SASL = 10;
 const AUTH_SASL_CONTINUE = 11;
 const AUTH_SASL_FINAL = 12;
 
+/** How long the server may take to read our goodbye, in milliseconds. */
+const FAREWELL_MS = 1_000;
+
 export class ServerConnection {
   readonly #params: ConnectionParams;
   readonly #host: Host;
@@ -52,6 +55,8 @@ export class ServerConnection {
   #copy: CopyHandler | undefined;
   #copyEnded = Promise.withResolvers<void>();
   #scram: ScramClient | undefined;
+  /** Set at once when the server asks for SASL: the answer to it takes a moment. */
+  #saslAsked = false;
   #scramVerified = false;
   #authenticated = false;
   #closed = false;
@@ -83,6 +88,7 @@ export class ServerConnection {
     const connection = new ServerConnection(params, host, server);
     const onAbort = () => connection.#fail(errorText(signal.reason));
     signal.addEventListener("abort", onAbort);
+    if (signal.aborted) onAbort();
     try {
       await connection.#login({ user: params.user, database: params.database, client_encoding: "UTF8", ...startup });
       return connection;
@@ -150,11 +156,15 @@ export class ServerConnection {
   /** Says goodbye and closes. */
   terminate(): void {
     if (this.#closed) return;
-    this.#closed = true;
-    this.#lost.resolve(this.#error("closed"));
+    this.#end("closed");
     this.#socket.removeAllListeners();
     this.#socket.on("error", () => {});
-    this.#socket.end(TERMINATE, () => this.#socket.destroy());
+    // A server that does not read would keep the socket open.
+    const timer = setTimeout(() => this.#socket.destroy(), FAREWELL_MS);
+    this.#socket.end(TERMINATE, () => {
+      clearTimeout(timer);
+      this.#socket.destroy();
+    });
     this.#socket.resume();
   }
 
@@ -181,8 +191,13 @@ export class ServerConnection {
 
   #fail(reason: string): void {
     if (this.#closed) return;
-    this.#closed = true;
     destroySocket(this.#socket);
+    this.#end(reason);
+  }
+
+  /** Tells whoever waits. */
+  #end(reason: string): void {
+    this.#closed = true;
     const error = this.#error(reason);
     const waiting = this.#waiting;
     this.#waiting = { kind: "nothing" };
@@ -279,8 +294,8 @@ export class ServerConnection {
     if (channelBinding === "require" && (code === AUTH_CLEARTEXT || code === AUTH_MD5)) throw this.#noChannelBinding();
     switch (code) {
       case AUTH_OK:
-        if (channelBinding === "require" && this.#scram === undefined) throw this.#noChannelBinding();
-        if (this.#scram !== undefined && !this.#scramVerified) {
+        if (channelBinding === "require" && !this.#saslAsked) throw this.#noChannelBinding();
+        if (this.#saslAsked && !this.#scramVerified) {
           throw new PermanentError(`the server at ${this.where} did not prove that it knows the password`);
         }
         this.#authenticated = true;
@@ -294,6 +309,7 @@ export class ServerConnection {
         );
         return;
       case AUTH_SASL:
+        this.#saslAsked = true;
         return await this.#startScram(parseSaslMechanisms(buffer, start + 4, end));
       case AUTH_SASL_CONTINUE:
         this.write(saslResponse(await this.#scramStep((scram) => scram.clientFinal(text(buffer, start + 4, end)))));
