@@ -104,12 +104,15 @@ const SPACES = /[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000]/g;
 const MAPPED_TO_NOTHING =
   // deno-fmt-ignore
   /\u00ad|\u034f|\u1806|[\u180b-\u180d]|\u200c|\u200d|\u2060|[\ufe00-\ufe0f]|\ufeff/g;
-/** Control characters, private use, surrogates, non-characters: tables C.2 to C.9. */
-const PROHIBITED = /[\p{Cc}\p{Co}\p{Cs}\ufffd\u2ff0-\u2ffb\u0340\u0341\u200e\u200f\u202a-\u202e\u206a-\u206f]/u;
+/** RFC 3454: control characters (C.2), private use (C.3), non-characters (C.4), surrogates (C.5), and C.6 to C.9. */
+const PROHIBITED =
+  // deno-fmt-ignore
+  /[\p{Cc}\p{Co}\p{Cs}\p{Noncharacter_Code_Point}\u0340\u0341\u06dd\u070f\u180e\u200c-\u200f\u2028-\u202e\u2060-\u2063\u206a-\u206f\u2ff0-\u2ffb\ufeff\ufff9-\ufffd\u{1d173}-\u{1d17a}\u{e0001}\u{e0020}-\u{e007f}]/u;
 
 /**
  * SASLprep, RFC 4013, as far as PostgreSQL needs it: a password that cannot be prepared is used as it is, since the
- * server does the same (`pg_saslprep` in src/common/saslprep.c).
+ * server does the same (`pg_saslprep` in src/common/saslprep.c). Not looked for are code points that Unicode 3.2 does not
+ * assign and mixed directions, which matter only in a password that normalisation changes besides.
  */
 export function saslPrep(password: string): string {
   if (/^[\x20-\x7e]*$/.test(password)) return password;
