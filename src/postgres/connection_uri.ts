@@ -92,7 +92,7 @@ export function parseConnectionUri(uri: string, outside: UriEnvironment): Connec
   const given = splitUri(uri);
   const value = (name: string): string | undefined => {
     const fromUri = given.get(name);
-    if (fromUri !== undefined) return fromUri;
+    if (fromUri !== undefined && fromUri !== "") return fromUri;
     const variable = PARAMETERS[name];
     const fromEnv = variable === undefined ? undefined : outside.env[variable];
     return fromEnv === "" ? undefined : fromEnv;
@@ -141,6 +141,10 @@ function splitUri(uri: string): Map<string, string> {
     );
   }
   const [, userInfo, hostList, database, parameters] = match;
+  const names = (parameters ?? "").split("&").map((part) => part.split("=", 1)[0]);
+  // Behind an unencoded @ / or ? stands the rest of a password, which no error below may show.
+  if ([hostList, database, ...names].some((text) => text?.includes("@"))) throw unencodedPassword();
+  const mayHoldPassword = userInfo === undefined && uri.includes("@");
   const given = new Map<string, string>();
   if (userInfo !== undefined && userInfo !== "") {
     const colon = userInfo.indexOf(":");
@@ -148,13 +152,20 @@ function splitUri(uri: string): Map<string, string> {
     if (user !== "") given.set("user", decode("the user name", user));
     if (colon !== -1) given.set("password", decode("the password", userInfo.slice(colon + 1)));
   }
-  if (hostList !== undefined && hostList !== "") setHosts(given, hostList);
+  if (hostList !== undefined && hostList !== "") setHosts(given, hostList, mayHoldPassword);
   if (database !== undefined && database !== "") given.set("dbname", decode("the database name", database));
   for (const part of (parameters ?? "").split("&")) if (part !== "") setParameter(given, part);
   return given;
 }
 
-function setHosts(given: Map<string, string>, hostList: string): void {
+function unencodedPassword(): ConnectionUriError {
+  return new ConnectionUriError(
+    'the connection URI holds an "@" where none can stand: percent-encode the characters @ : / ? # % of user name and ' +
+      "password (%40 %3A %2F %3F %23 %25)",
+  );
+}
+
+function setHosts(given: Map<string, string>, hostList: string, mayHoldPassword: boolean): void {
   const hosts: string[] = [];
   const ports: string[] = [];
   for (const item of hostList.split(",")) {
@@ -165,6 +176,7 @@ function setHosts(given: Map<string, string>, hostList: string): void {
       );
     }
     hosts.push(decode("the host", match[1]!.replace(/^\[|\]$/g, "")));
+    if (mayHoldPassword && /\D/.test(match[2] ?? "")) throw unencodedPassword();
     ports.push(match[2] ?? "");
   }
   if (hosts.some((host) => host !== "")) given.set("host", hosts.join(","));
@@ -190,13 +202,17 @@ function setParameter(given: Map<string, string>, part: string): void {
 }
 
 function decode(what: string, text: string): string {
+  let decoded: string;
   try {
-    return decodeURIComponent(text);
+    decoded = decodeURIComponent(text);
   } catch {
     throw new ConnectionUriError(
       `${what} in the connection URI holds a "%" that begins no percent-encoded character: write it as %25`,
     );
   }
+  // The startup message ends each value with a zero byte: what follows one would be read as the next parameter.
+  if (decoded.includes("\0")) throw new ConnectionUriError(`${what} in the connection URI holds %00: remove it`);
+  return decoded;
 }
 
 function parseHosts(
