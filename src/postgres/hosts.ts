@@ -34,7 +34,7 @@ export async function connectToAny<T>(
     for (const host of params.hosts) {
       try {
         const session = await connectToHost(params, host, maker, signal);
-        if (await satisfies(session, wanted, maker)) return session;
+        if (await satisfiesInTime(session, wanted, maker, params.connectTimeoutMs, signal)) return session;
         maker.close(session);
         faults.push(
           new TransientError(`PostgreSQL at ${hostText(host)} is not what target_session_attrs=${wanted} asks for`),
@@ -109,6 +109,29 @@ function withTimeout(timeoutMs: number, signal: AbortSignal): { signal: AbortSig
 
 function passes(attrs: TargetSessionAttrs): readonly TargetSessionAttrs[] {
   return attrs === "prefer-standby" ? ["standby", "any"] : [attrs];
+}
+
+/** Closes the session, which ends its queries, when the server does not answer in time. */
+async function satisfiesInTime<T>(
+  session: T,
+  attrs: TargetSessionAttrs,
+  maker: SessionMaker<T>,
+  timeoutMs: number,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const attempt = withTimeout(timeoutMs, signal);
+  const onAbort = () => maker.close(session);
+  attempt.signal.addEventListener("abort", onAbort);
+  if (attempt.signal.aborted) onAbort();
+  try {
+    return await satisfies(session, attrs, maker);
+  } catch (error) {
+    maker.close(session);
+    throw error;
+  } finally {
+    attempt.signal.removeEventListener("abort", onAbort);
+    attempt.clear();
+  }
 }
 
 async function satisfies<T>(session: T, attrs: TargetSessionAttrs, maker: SessionMaker<T>): Promise<boolean> {
