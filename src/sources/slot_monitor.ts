@@ -77,7 +77,13 @@ export class SlotMonitor {
     const ended = new AbortController();
     const end = () => ended.abort();
     session.closed.then(end);
-    signal.addEventListener("abort", end);
+    // Closing ends a query that a server which hangs would never answer.
+    const onAbort = () => {
+      end();
+      void session.close();
+    };
+    signal.addEventListener("abort", onAbort);
+    if (signal.aborted) onAbort();
     try {
       while (!ended.signal.aborted) {
         await this.#read(session);
@@ -85,7 +91,7 @@ export class SlotMonitor {
         await sleep(INTERVAL_MS, ended.signal);
       }
     } finally {
-      signal.removeEventListener("abort", end);
+      signal.removeEventListener("abort", onAbort);
       await session.close();
     }
   }
