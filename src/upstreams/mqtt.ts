@@ -12,6 +12,11 @@ import { tlsOptions } from "./tls.ts";
 
 const PRODUCT = "the MQTT server";
 const DEFAULT_MAX_IN_FLIGHT = 2000;
+/**
+ * With MQTT 3.1.1 a server cannot tell how many QoS 2 exchanges it keeps at once, and Mosquitto (2.0.11, default
+ * max_inflight_messages 20) completes those beyond its number without delivering them. With MQTT 5 it tells.
+ */
+const DEFAULT_MAX_IN_FLIGHT_QOS2_V4 = 20;
 /** A packet identifier has two bytes, and zero is not one (MQTT 5, section 2.2.1). */
 const MAX_PACKET_IDENTIFIERS = 65_535;
 /** A ping each 30 s; without an answer the connection is given up 15 s later. */
@@ -52,7 +57,10 @@ export class MqttUpstream implements Upstream {
 
   constructor(config: MqttConfig) {
     this.name = config.name;
-    this.maxInFlight = Math.min(config.maxInFlight ?? DEFAULT_MAX_IN_FLIGHT, MAX_PACKET_IDENTIFIERS);
+    const defaultMaxInFlight = config.qos === 2 && config.protocolVersion === 4
+      ? DEFAULT_MAX_IN_FLIGHT_QOS2_V4
+      : DEFAULT_MAX_IN_FLIGHT;
+    this.maxInFlight = Math.min(config.maxInFlight ?? defaultMaxInFlight, MAX_PACKET_IDENTIFIERS);
     this.#config = config;
     this.#endpoint = parseEndpoint(config.uri, {
       mqtt: 1883,
