@@ -353,9 +353,9 @@ interface AmqplibInternals {
 /**
  * amqplib's multiplexer writes message by message to the socket. Corked for the length of its pass, the socket gets what
  * has gathered in one writev: 1.3 to 1.6 times the throughput where the broker is not the limit. This reaches into
- * amqplib 2.3.1; should a later version look different, messages are sent as it does by itself.
+ * amqplib 2.3.1; should a later version look different, it returns false, and messages go one by one.
  */
-function batchWrites(connection: ChannelModel): boolean {
+export function batchWrites(connection: ChannelModel): boolean {
   const { muxer, stream } = connection.connection as AmqplibInternals;
   const pass = muxer?._readIncoming;
   if (muxer === undefined || pass === undefined || typeof stream?.cork !== "function") return false;

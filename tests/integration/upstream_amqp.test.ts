@@ -1,8 +1,12 @@
 import assert from "node:assert/strict";
+import type { Writable } from "node:stream";
 import { after, test } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
+import { connect } from "amqplib";
 import type { AmqpConfig, TlsConfig } from "../../src/config/config.ts";
 import { ChannelRejectedError, PermanentError } from "../../src/core/errors.ts";
 import type { Target } from "../../src/core/upstream.ts";
+import { batchWrites } from "../../src/upstreams/amqp.ts";
 import { consumeAmqp, withAmqpChannel } from "../support/consumers.ts";
 import { type Server, startRabbitmq } from "../support/servers.ts";
 import {
@@ -13,7 +17,6 @@ import {
   upstreamContract,
   walEvent,
 } from "../support/upstream_contract.ts";
-import { until } from "../support/wait.ts";
 
 const EXCHANGE: Target = { type: "exchange", name: "amq.topic" };
 const TIMEOUT = { timeout: 120_000 };
@@ -250,10 +253,30 @@ test("amqp: a blocked connection is waited for", TIMEOUT, async () => {
   try {
     const lane = await TestLane.open(config(server.uri), [EXCHANGE]);
     lane.send(EXCHANGE, walEvent("x"));
-    await until(() => lane.unanswered === 1, { what: "the event to be sent" });
+    await delay(500);
+    assert.equal(lane.unanswered, 1);
     await lane.close(500);
     assert.deepEqual(lane.losses, []);
   } finally {
     await server.stop();
   }
+});
+
+test("amqp: amqplib's multiplexer is where writes are batched, and corks are balanced", TIMEOUT, async () => {
+  const connection = await connect((await rabbitmq()).uri);
+  const { stream } = connection.connection as unknown as { stream: Writable };
+  let writes = 0;
+  const write = stream._write;
+  stream._write = (...args) => (writes++, write.apply(stream, args));
+  let batches = 0;
+  const writev = stream._writev;
+  if (writev) stream._writev = (...args) => (batches++, writev.apply(stream, args));
+  assert.equal(batchWrites(connection), true);
+  const channel = await connection.createConfirmChannel();
+  writes = 0;
+  for (let i = 0; i < 1_000; i++) channel.publish(EXCHANGE.name, "x", Buffer.from("x"));
+  await channel.waitForConfirms();
+  assert.ok(writes + batches < 50, `${writes} writes, ${batches} of many chunks`);
+  assert.equal(stream.writableCorked, 0);
+  await connection.close();
 });
