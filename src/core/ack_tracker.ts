@@ -16,6 +16,8 @@ class TrackedTransaction implements Transaction {
   outstanding = 0;
   closed = false;
   endLsn: Lsn = NO_LSN;
+  /** A keepalive's position instead of a transaction. */
+  isMark = false;
   readonly #tracker: AckTracker;
 
   constructor(tracker: AckTracker) {
@@ -71,9 +73,7 @@ export class AckTracker {
   }
 
   begin(): Transaction {
-    const transaction = new TrackedTransaction(this);
-    this.#transactions.push(transaction);
-    return transaction;
+    return this.#track();
   }
 
   /** `endLsn` is the end of the commit record, exactly as received. */
@@ -89,21 +89,27 @@ export class AckTracker {
    * acknowledged, but has no commit, so no LSN of its own to confirm.
    */
   standalone(): Transaction {
-    const transaction = new TrackedTransaction(this);
+    const transaction = this.#track();
     transaction.closed = true;
-    this.#transactions.push(transaction);
     return transaction;
   }
 
-  /** A keepalive told the server's position. Returns whether it could be confirmed: only when nothing is outstanding. */
-  keepalive(walEnd: Lsn): boolean {
-    if (!this.idle) this.advance();
-    if (!this.idle) return false;
-    if (walEnd > this.#confirmedLsn) {
-      this.#confirmedLsn = walEnd;
-      this.#onConfirmed();
+  /**
+   * A keepalive told the server's position: every transaction that ends before it has been read. It is confirmed at once
+   * when nothing is outstanding, otherwise as soon as all that was read before it is acknowledged. Inside a transaction
+   * it is passed over.
+   */
+  keepalive(walEnd: Lsn): void {
+    const last = this.#transactions.at(-1);
+    if (this.idle || last === undefined) {
+      this.#confirm(walEnd);
+    } else if (last.closed) {
+      const mark = last.isMark ? last : this.#track();
+      mark.isMark = true;
+      mark.closed = true;
+      mark.endLsn = walEnd;
+      if (last.outstanding === 0) this.advance();
     }
-    return true;
   }
 
   /** Called by a transaction that became done. */
@@ -116,13 +122,22 @@ export class AckTracker {
       this.#head++;
     }
     this.#forgetDone();
-    if (confirmed !== this.#confirmedLsn) {
-      this.#confirmedLsn = confirmed;
-      this.#onConfirmed();
-    }
+    this.#confirm(confirmed);
     if (this.idle && this.#idleListeners.length > 0) {
       for (const listener of this.#idleListeners.splice(0)) listener();
     }
+  }
+
+  #confirm(lsn: Lsn): void {
+    if (lsn <= this.#confirmedLsn) return;
+    this.#confirmedLsn = lsn;
+    this.#onConfirmed();
+  }
+
+  #track(): TrackedTransaction {
+    const transaction = new TrackedTransaction(this);
+    this.#transactions.push(transaction);
+    return transaction;
   }
 
   #forgetDone(): void {

@@ -19,12 +19,20 @@ import {
   TERMINATE,
 } from "./protocol.ts";
 import { ServerError } from "./server_error.ts";
-import { destroySocket, type Encryption, hostText, openSocket, type ServerSocket } from "./socket.ts";
+import { destroySocket, type Encryption, hostText, isUnixSocket, openSocket, type ServerSocket } from "./socket.ts";
 
 export type Row = readonly (string | null)[];
 
 /** Receives the body of each CopyData of a two-way copy. */
 export type CopyHandler = (buffer: Buffer, start: number, end: number) => void;
+
+/** Why the socket is not read; a bit each. */
+export const enum PauseReason {
+  /** A lane holds more than its bound. */
+  Congestion = 1,
+  /** The walsender is given time to fill the socket. */
+  Rest = 2,
+}
 
 /** What the connection is waiting for. */
 type Waiting =
@@ -60,6 +68,7 @@ export class ServerConnection {
   #scramVerified = false;
   #authenticated = false;
   #closed = false;
+  #pauseReasons = 0;
   /** Called before and after the messages of each chunk that the socket delivered. */
   onChunkStart: () => void = () => {};
   onChunkEnd: (bytes: number) => void = () => {};
@@ -145,12 +154,20 @@ export class ServerConnection {
     if (!this.#closed) this.#socket.write(bytes);
   }
 
-  pause(): void {
+  /** Stops reading until every reason that was given is taken back by `resume`. */
+  pause(reason: PauseReason): void {
+    this.#pauseReasons |= reason;
     this.#socket.pause();
   }
 
-  resume(): void {
-    this.#socket.resume();
+  resume(reason: PauseReason): void {
+    this.#pauseReasons &= ~reason;
+    if (this.#pauseReasons === 0 && !this.#closed) this.#socket.resume();
+  }
+
+  /** Whether reading from it costs the server a wake-up for each packet: not so on a Unix socket, which has no packets. */
+  get hasPackets(): boolean {
+    return !isUnixSocket(this.#host);
   }
 
   /** Says goodbye and closes. */

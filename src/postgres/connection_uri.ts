@@ -144,7 +144,7 @@ function splitUri(uri: string): Map<string, string> {
   const names = (parameters ?? "").split("&").map((part) => part.split("=", 1)[0]);
   // Behind an unencoded @ / or ? stands the rest of a password, which no error below may show.
   if ([hostList, database, ...names].some((text) => text?.includes("@"))) throw unencodedPassword();
-  const mayHoldPassword = userInfo === undefined && uri.includes("@");
+  const mayHoldPassword = userInfo === undefined && hostList!.includes(":") && uri.includes("@");
   const given = new Map<string, string>();
   if (userInfo !== undefined && userInfo !== "") {
     const colon = userInfo.indexOf(":");
@@ -154,14 +154,14 @@ function splitUri(uri: string): Map<string, string> {
   }
   if (hostList !== undefined && hostList !== "") setHosts(given, hostList, mayHoldPassword);
   if (database !== undefined && database !== "") given.set("dbname", decode("the database name", database));
-  for (const part of (parameters ?? "").split("&")) if (part !== "") setParameter(given, part);
+  for (const part of (parameters ?? "").split("&")) if (part !== "") setParameter(given, part, mayHoldPassword);
   return given;
 }
 
 function unencodedPassword(): ConnectionUriError {
   return new ConnectionUriError(
-    'the connection URI holds an "@" where none can stand: percent-encode the characters @ : / ? # % of user name and ' +
-      "password (%40 %3A %2F %3F %23 %25)",
+    "the connection URI cannot be read: percent-encode the characters @ : / ? # % of user name and password (%40 %3A " +
+      "%2F %3F %23 %25)",
   );
 }
 
@@ -169,21 +169,21 @@ function setHosts(given: Map<string, string>, hostList: string, mayHoldPassword:
   const hosts: string[] = [];
   const ports: string[] = [];
   for (const item of hostList.split(",")) {
-    const match = /^(\[[^\]]*\]|[^:]*)(?::(.*))?$/s.exec(item);
+    const match = /^(\[[^\]]*\]|[^:[]*)(?::(.*))?$/s.exec(item);
+    if (mayHoldPassword && (match === null || /\D/.test(match[2] ?? ""))) throw unencodedPassword();
     if (match === null) {
       throw new ConnectionUriError(
         `the host "${item}" of the connection URI cannot be read: expected host or host:port`,
       );
     }
     hosts.push(decode("the host", match[1]!.replace(/^\[|\]$/g, "")));
-    if (mayHoldPassword && /\D/.test(match[2] ?? "")) throw unencodedPassword();
     ports.push(match[2] ?? "");
   }
   if (hosts.some((host) => host !== "")) given.set("host", hosts.join(","));
   if (ports.some((port) => port !== "")) given.set("port", ports.join(","));
 }
 
-function setParameter(given: Map<string, string>, part: string): void {
+function setParameter(given: Map<string, string>, part: string, mayHoldPassword: boolean): void {
   const equals = part.indexOf("=");
   const name = decode("a parameter", equals === -1 ? part : part.slice(0, equals));
   if (name === "application_name") {
@@ -192,7 +192,8 @@ function setParameter(given: Map<string, string>, part: string): void {
         "for: remove it",
     );
   }
-  if (!(name in PARAMETERS)) {
+  if (!Object.hasOwn(PARAMETERS, name)) {
+    if (mayHoldPassword) throw unencodedPassword();
     throw new ConnectionUriError(
       `the parameter "${name}" of the connection URI is not known; known are ${Object.keys(PARAMETERS).join(", ")}`,
     );

@@ -6,7 +6,7 @@
 import { formatLsn, type Lsn, NO_LSN, parseLsn } from "../core/lsn.ts";
 import { APPLICATION_NAME } from "../core/event.ts";
 import { PermanentError, StandingByError, TransientError } from "../core/errors.ts";
-import { ServerConnection } from "./connection.ts";
+import { PauseReason, ServerConnection } from "./connection.ts";
 import type { ConnectionParams } from "./connection_uri.ts";
 import { connectToAny, type SessionMaker, sessionName } from "./hosts.ts";
 import { COPY_DONE, quoteIdentifier, quoteLiteral, type StandbyStatus, standbyStatusUpdate } from "./protocol.ts";
@@ -194,7 +194,7 @@ export class ReplicationSession {
   /** Ends the copy as the protocol has it, or closes the connection when the server takes longer than `patienceMs`. */
   async end(patienceMs: number): Promise<void> {
     this.#connection.write(COPY_DONE);
-    this.#connection.resume();
+    this.#connection.resume(PauseReason.Congestion);
     const patience = Promise.withResolvers<void>();
     const timer = setTimeout(() => patience.resolve(), patienceMs);
     await Promise.race([this.#connection.copyEnded, this.#connection.lost, patience.promise]);

@@ -7,7 +7,9 @@ import { formatLsn } from "../core/lsn.ts";
 import type { RunOptions, Sink, Source } from "../core/source.ts";
 import type { SlotConfig } from "../config/config.ts";
 import type { Logger } from "../log.ts";
+import { PauseReason } from "../postgres/connection.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
+import { ReadPacer } from "../postgres/read_pacer.ts";
 import { ReplicationSession } from "../postgres/replication.ts";
 import { SlotMonitor, type SlotReading } from "./slot_monitor.ts";
 import { StandbyStatusSender } from "./standby_status.ts";
@@ -151,14 +153,16 @@ export class WalSource implements Source {
       reader.startChunk(nowMs);
       status.received(nowMs);
     };
-    session.connection.onChunkEnd = () => {
+    const pacer = new ReadPacer(session.connection);
+    session.connection.onChunkEnd = (bytes) => {
+      pacer.afterChunk(bytes);
       if (!sink.congested) return;
-      session.connection.pause();
+      session.connection.pause(PauseReason.Congestion);
       status.paused = true;
       sink.onRelief(() => {
         status.received(Date.now());
         status.paused = false;
-        session.connection.resume();
+        session.connection.resume(PauseReason.Congestion);
       });
     };
   }

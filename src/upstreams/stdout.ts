@@ -18,23 +18,63 @@ export class StdoutUpstream implements Upstream {
   readonly kind = "stdout";
   readonly name: string;
   readonly maxInFlight: number;
-  readonly #fd: number;
+  readonly #writer: Writer;
 
   /** `fd` is the file descriptor to write to; it is not closed. */
   constructor(config: StdoutConfig, fd = STDOUT_FD) {
     this.name = config.name;
     this.maxInFlight = config.maxInFlight ?? DEFAULT_MAX_IN_FLIGHT;
-    this.#fd = fd;
+    this.#writer = fd === STDOUT_FD ? STDOUT : new Writer(fd);
   }
 
   async connect(_targets: readonly Target[], onLost: (cause: Error) => void, signal: AbortSignal): Promise<Session> {
     signal.throwIfAborted();
-    return new StdoutSession(this.#fd, onLost);
+    return new StdoutSession(this.#writer, onLost);
   }
 }
 
-class StdoutSession implements Session {
+type Written = (error: NodeJS.ErrnoException | undefined) => void;
+
+/** Writes one after the other, each whole: a pipe takes long ones in parts, which two at a time would mix. */
+class Writer {
   readonly #fd: number;
+  readonly #waiting: Array<{ readonly bytes: Uint8Array; readonly done: Written }> = [];
+  #writing = false;
+
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  write(bytes: Uint8Array, done: Written): void {
+    this.#waiting.push({ bytes, done });
+    if (!this.#writing) this.#next();
+  }
+
+  #next(): void {
+    const first = this.#waiting.shift();
+    this.#writing = first !== undefined;
+    if (first !== undefined) this.#write(first.bytes, first.done);
+  }
+
+  #write(bytes: Uint8Array, done: Written): void {
+    write(this.#fd, bytes, (error, written) => {
+      if (error?.code === "EAGAIN") {
+        setTimeout(() => this.#write(bytes, done), RETRY_MS);
+      } else if (!error && written < bytes.length) {
+        this.#write(bytes.subarray(written), done);
+      } else {
+        done(error ?? undefined);
+        this.#next();
+      }
+    });
+  }
+}
+
+/** Of all upstreams of this kind, as there is one standard output in a process. */
+const STDOUT = new Writer(STDOUT_FD);
+
+class StdoutSession implements Session {
+  readonly #writer: Writer;
   readonly #onLost: (cause: Error) => void;
   /** Waiting for the write in progress. */
   #waiting: Delivery[] = [];
@@ -42,8 +82,8 @@ class StdoutSession implements Session {
   #ended = false;
   #onIdle: () => void = () => {};
 
-  constructor(fd: number, onLost: (cause: Error) => void) {
-    this.#fd = fd;
+  constructor(writer: Writer, onLost: (cause: Error) => void) {
+    this.#writer = writer;
     this.#onLost = onLost;
   }
 
@@ -72,21 +112,13 @@ class StdoutSession implements Session {
     this.#ended = true;
   }
 
-  /** Writes in order, one write at a time, until all bytes are out: a pipe may take a part only. */
   #write(bytes: Uint8Array, deliveries: readonly Delivery[]): void {
-    write(this.#fd, bytes, (error, written) => {
-      if (error?.code === "EAGAIN") {
-        setTimeout(() => this.#write(bytes, deliveries), RETRY_MS);
-      } else if (error) {
-        this.#failed(error);
-      } else if (written < bytes.length) {
-        this.#write(bytes.subarray(written), deliveries);
-      } else {
-        this.#writing = false;
-        if (!this.#ended) { for (const delivery of deliveries) delivery.acknowledge(this); }
-        this.flush();
-        if (!this.#writing) this.#onIdle();
-      }
+    this.#writer.write(bytes, (error) => {
+      if (error !== undefined) return this.#failed(error);
+      this.#writing = false;
+      if (!this.#ended) { for (const delivery of deliveries) delivery.acknowledge(this); }
+      this.flush();
+      if (!this.#writing) this.#onIdle();
     });
   }
 
