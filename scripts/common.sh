@@ -20,10 +20,8 @@ fail() {
 
 # Runs a command whose output matters only if it fails.
 quietly() {
-  local log status=0
-  log=$(mktemp)
-  "$@" >"$log" 2>&1 </dev/null || status=$?
-  if [ "$status" -ne 0 ]; then tail -n 40 "$log" >&2; fi
-  rm -f "$log"
+  local output status=0
+  output=$("$@" 2>&1 </dev/null) || status=$?
+  if [ "$status" -ne 0 ]; then printf '%s\n' "$output" | tail -n 40 >&2; fi
   return "$status"
 }

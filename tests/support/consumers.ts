@@ -50,6 +50,9 @@ export interface Consumer<M extends Message = Message> {
   close(): Promise<void>;
 }
 
+/** Called with each message when it was recorded. */
+type OnMessage = (message: Message) => void;
+
 export interface AmqpSource {
   /** With `exchange`: a queue of the consumer's own is bound to it, unless `queue` names one. */
   readonly exchange?: string;
@@ -58,6 +61,7 @@ export interface AmqpSource {
   readonly queue?: string;
   /** Make `queue` first: durable, removed by `close`. Otherwise it has to exist. */
   readonly declare?: boolean;
+  readonly onMessage?: OnMessage;
 }
 
 /** The connection options of amqplib, for TLS. */
@@ -69,7 +73,7 @@ export async function consumeAmqp(
   source: AmqpSource,
   options?: AmqpConnectOptions,
 ): Promise<Consumer<AmqpMessage>> {
-  const recorder = new Recorder<AmqpMessage>(`AMQP ${source.queue ?? source.exchange ?? ""}`);
+  const recorder = new Recorder<AmqpMessage>(`AMQP ${source.queue ?? source.exchange ?? ""}`, source.onMessage);
   let closing = false;
   let connection: ChannelModel | undefined;
   const open = async () => {
@@ -163,15 +167,16 @@ export interface MqttConsumerOptions {
   readonly username?: string;
   readonly password?: string;
   readonly ca?: Uint8Array;
+  readonly onMessage?: OnMessage;
 }
 
 /** Resolves when the subscription stands. */
 export async function consumeMqtt(
   uri: string,
   filter: string | string[],
-  { qos = 1, clientId, protocolVersion = 4, username, password, ca }: MqttConsumerOptions = {},
+  { qos = 1, clientId, protocolVersion = 4, username, password, ca, onMessage }: MqttConsumerOptions = {},
 ): Promise<Consumer<MqttMessage>> {
-  const recorder = new Recorder<MqttMessage>(`MQTT ${filter}`);
+  const recorder = new Recorder<MqttMessage>(`MQTT ${filter}`, onMessage);
   const client = mqtt.connect(uri, {
     protocolVersion,
     clean: clientId === undefined,
@@ -208,9 +213,9 @@ export type RedisSource = string | readonly string[] | { readonly pattern: strin
 export async function consumeRedis(
   uri: string,
   source: RedisSource,
-  options: { readonly ca?: Uint8Array } = {},
+  options: { readonly ca?: Uint8Array; readonly onMessage?: OnMessage } = {},
 ): Promise<Consumer<RedisMessage>> {
-  const recorder = new Recorder<RedisMessage>(`Redis ${JSON.stringify(source)}`);
+  const recorder = new Recorder<RedisMessage>(`Redis ${JSON.stringify(source)}`, options.onMessage);
   const client = new Redis(uri, {
     maxRetriesPerRequest: null,
     retryStrategy: () => 100,
@@ -245,14 +250,17 @@ function recorded(key: string, payload: Buffer): Message {
 class Recorder<M extends Message> {
   readonly #name: string;
   readonly #received: M[] = [];
+  readonly #onMessage: OnMessage;
   #waiting: Array<() => void> = [];
 
-  constructor(name: string) {
+  constructor(name: string, onMessage: OnMessage = () => {}) {
     this.#name = name;
+    this.#onMessage = onMessage;
   }
 
   add(message: M): void {
     this.#received.push(message);
+    this.#onMessage(message);
     if (this.#waiting.length === 0) return;
     for (const check of [...this.#waiting]) check();
   }

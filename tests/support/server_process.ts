@@ -299,6 +299,8 @@ export function runProgram(
       cwd: options.cwd ?? "/",
       env: { PATH: process.env.PATH ?? "/usr/bin:/bin", LANG: "C.UTF-8", ...options.env },
       stdio: ["ignore", "pipe", "pipe"],
+      // Not for Ctrl-C in the terminal: whoever started it handles that.
+      detached: true,
     });
     let stdout = "";
     let stderr = "";
