@@ -6,7 +6,7 @@ import { type Lsn, NO_LSN, readLsn, readLsnText } from "../core/lsn.ts";
 import { parseNotification } from "../core/notification.ts";
 import type { Sink } from "../core/source.ts";
 import { KEEPALIVE_BYTES, Replication, REPLICATION_LSN_OFFSET, XLOG_DATA_HEADER_BYTES } from "../postgres/protocol.ts";
-import { actionOf, contentOf, messageHeadOf, routingKeyOf } from "../postgres/wal2json.ts";
+import { actionOf, contentOf, messageHeadOf, RoutingKeys } from "../postgres/wal2json.ts";
 
 const BEGIN = 0x42; // B
 const COMMIT = 0x43; // C
@@ -70,6 +70,7 @@ export class WalReader {
   #faulty = false;
   #boundary = Promise.withResolvers<void>();
   #nowMs = Date.now();
+  readonly #routingKeys = new RoutingKeys();
   /** Counts for the log and metrics. */
   events = 0;
 
@@ -155,7 +156,7 @@ export class WalReader {
   #change(buffer: Buffer, payloadStart: number, end: number): void {
     if (this.#transaction === undefined) return this.#fault("a change arrived outside any transaction");
     this.#ordinal++;
-    this.#emit(routingKeyOf(buffer, payloadStart, end), buffer.subarray(payloadStart, end));
+    this.#emit(this.#routingKeys.of(buffer, payloadStart, end), buffer.subarray(payloadStart, end));
   }
 
   #emit(routingKey: string, payload: Uint8Array): void {
