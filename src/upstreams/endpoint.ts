@@ -75,8 +75,8 @@ const CERTIFICATE_CODES =
   /^(CERT_|UNABLE_TO_|SELF_SIGNED_|DEPTH_ZERO_|CRL_|HOSTNAME_MISMATCH|INVALID_CA|INVALID_PURPOSE|ERR_TLS_CERT)/;
 const CERTIFICATE_TEXTS = /invalid peer certificate|certificate not valid for name|TLS not authorized/i;
 const CLIENT_CERTIFICATE_TEXTS =
-  /certificate[ _]?required|alert[^a-z]*(bad[ _]certificate|unknown[ _]ca)|handshake_?failure|received fatal alert/i;
-const NOT_TLS_TEXTS = /wrong version number|InvalidContentType|packet length too long|corrupt message/i;
+  /certificate[ _]?required|alert[^a-z]*(bad[ _]certificate|unknown[ _]ca)|handshake[ _]?failure|received fatal alert/i;
+const NOT_TLS_TEXTS = /wrong[ _]version[ _]number|InvalidContentType|packet[ _]length[ _]too[ _]long|corrupt message/i;
 
 /**
  * Turns the fault of a connection attempt into an error for the operator: permanent for certificates, which no retry

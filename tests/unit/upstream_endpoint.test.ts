@@ -49,6 +49,7 @@ test("faults of a connection: certificates are permanent, the rest passes", () =
     ["invalid peer certificate: UnknownIssuer", undefined, true],
     ["received fatal alert: CertificateRequired", undefined, true],
     ["tlsv13 alert certificate required", "ERR_SSL_TLSV13_ALERT_CERTIFICATE_REQUIRED", true],
+    ["error:100000f7:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER", undefined, true],
     ["error:0A00010B:SSL routines::wrong version number", "ERR_SSL_WRONG_VERSION_NUMBER", true],
   ];
   for (const [text, code, permanent] of faults) {
