@@ -8,7 +8,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import postgres from "postgres";
 import { consumeAmqp, consumeMqtt, consumeRedis } from "../tests/support/consumers.ts";
 import { type Proxy, startProxy } from "../tests/support/proxy.ts";
-import { type Database, sharedServer, stopSharedServers } from "../tests/support/servers.ts";
+import { type Database, sharedServer, stopEverything } from "../tests/support/servers.ts";
 import { until } from "../tests/support/wait.ts";
 import { type Arrival, printHeading, printReceived, printRow, printText, shorten } from "./demo_table.ts";
 
@@ -27,6 +27,8 @@ interface Line {
   close(): Promise<unknown>;
 }
 
+/** The shell's exit code for a program ended by SIGINT. */
+const INTERRUPTED = 130;
 const ARRIVAL_LIMIT_MS = 10_000;
 const REFERENCE_SLOT = "demo_reference";
 /** The default of `wal2json_params`. */
@@ -74,8 +76,8 @@ async function main(): Promise<number> {
   } catch (error) {
     process.stderr.write(`demo: ${error instanceof Error ? error.message : String(error)}\n`);
   }
-  for (const cleanUp of cleanUps.reverse()) await cleanUp().catch(() => {});
-  await stopSharedServers();
+  for (let cleanUp = cleanUps.pop(); cleanUp !== undefined; cleanUp = cleanUps.pop()) await cleanUp().catch(() => {});
+  await stopEverything();
   const seconds = ((performance.now() - beginning) / 1000).toFixed(1);
   printText(`Everything was stopped and removed; ${seconds} s in all.`);
   return exitCode;
@@ -85,7 +87,7 @@ async function main(): Promise<number> {
 function interrupted(): Promise<number> {
   return new Promise((resolve) => {
     interruption.signal.addEventListener("abort", () => {
-      if (!sendingForever) resolve(130);
+      if (!sendingForever) resolve(INTERRUPTED);
     }, { once: true });
   });
 }

@@ -16,7 +16,7 @@ import {
   SERVER_VARIABLES,
   type SharedServers,
   sharedServers,
-  stopSharedServers,
+  stopEverything,
 } from "./servers.ts";
 
 type Runner = "deno" | "bun";
@@ -39,27 +39,33 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(sign
 
 let exitCode = 1;
 try {
-  exitCode = await runAll();
+  const running = runAll();
+  // After Ctrl-C what still starts or runs fails, since its servers go.
+  running.catch(() => {});
+  exitCode = await Promise.race([running, untilInterrupted()]);
 } finally {
-  await stopSharedServers();
-  await workspace.remove();
+  await stopEverything();
 }
 process.exit(exitCode);
+
+function untilInterrupted(): Promise<number> {
+  return new Promise((resolve) => {
+    interrupted.signal.addEventListener("abort", () => {
+      process.stdout.write(`interrupted by ${interrupted.signal.reason}\n`);
+      resolve(130);
+    }, { once: true });
+  });
+}
 
 async function runAll(): Promise<number> {
   const runs = planRuns();
   const env = what === "unit" ? {} : await startServers();
   const totals: Array<readonly [title: string, counts: TestCounts]> = [];
   for (const run of runs) {
-    if (interrupted.signal.aborted) break;
     totals.push([run.title, await execute({ ...run, env: { ...env, ...run.env } }, totals.length)]);
   }
   process.stdout.write("\n");
   for (const [title, counts] of totals) process.stdout.write(`${title}: ${describe(counts)}\n`);
-  if (interrupted.signal.aborted) {
-    process.stdout.write(`interrupted by ${interrupted.signal.reason}\n`);
-    return 130;
-  }
   const sum = totals.reduce((all, [, { passed, failed, skipped }]) => ({
     passed: all.passed + passed,
     failed: all.failed + failed,

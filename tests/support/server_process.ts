@@ -74,6 +74,7 @@ const SHUTDOWN_TIMEOUT_MS = 60_000;
  * test runners do not call them reliably.
  */
 export class Workspace {
+  static readonly #all = new Set<Workspace>();
   readonly dir: string;
   readonly #guardian: ChildProcess;
   readonly #guardianEnded: Promise<void>;
@@ -92,6 +93,12 @@ export class Workspace {
     this.#guardian.stdin?.on("error", () => {});
     this.#guardian.unref();
     unrefStream(this.#guardian.stdin);
+    Workspace.#all.add(this);
+  }
+
+  /** Kills and removes at once whatever this process has started and not yet removed. */
+  static async removeAll(): Promise<void> {
+    await Promise.all([...Workspace.#all].map((workspace) => workspace.remove()));
   }
 
   /** The ids of the processes in it. */
@@ -118,6 +125,7 @@ export class Workspace {
   async remove(): Promise<void> {
     if (!this.#removed) {
       this.#removed = true;
+      Workspace.#all.delete(this);
       await this.killAll();
       rmSync(this.dir, { recursive: true, force: true, maxRetries: 5 });
       this.#guardian.ref();

@@ -10,7 +10,7 @@ import { startMosquitto } from "./mosquitto_server.ts";
 import { type RunningPostgres, runningPostgres, startPostgres } from "./postgres_server.ts";
 import { startRabbitmq } from "./rabbitmq_server.ts";
 import { startRedis } from "./redis_server.ts";
-import type { RunningServer, Server } from "./server_process.ts";
+import { type RunningServer, type Server, Workspace } from "./server_process.ts";
 
 export { startMosquitto } from "./mosquitto_server.ts";
 export { makePostgresTemplate, startPostgres } from "./postgres_server.ts";
@@ -62,13 +62,13 @@ export function sharedServer<Name extends keyof SharedServers>(name: Name): Prom
   return server as Promise<SharedServers[Name]>;
 }
 
-/** Stops those that this process started. What would end with the process anyway is gone when this resolves. */
-export async function stopSharedServers(): Promise<void> {
-  const servers = await Promise.allSettled(starting.values());
+/**
+ * Ends at once every server and every instance of the program that this process has started, also those that are still
+ * starting, and removes their folders. All that would happen anyway when the process ends; here it can be waited for.
+ */
+export async function stopEverything(): Promise<void> {
   starting.clear();
-  await Promise.all(servers.map((result) => {
-    if (result.status === "fulfilled" && "stop" in result.value) return result.value.stop();
-  }));
+  await Workspace.removeAll();
 }
 
 const STARTERS: { readonly [Name in keyof SharedServers]: () => Promise<SharedServers[Name]> } = {
