@@ -192,11 +192,21 @@ export interface PrintedEvent {
 export function printedEvents(proxy: Proxy, target?: string): PrintedEvent[] {
   const lines = proxy.stdout.split("\n").slice(0, -1);
   const events = lines.map((line) => {
-    const { payload, ...event } = JSON.parse(line) as PrintedEvent & { payload: unknown };
+    const { payload, ...event } = parsed(line);
     const start = line.indexOf('"payload":') + '"payload":'.length;
     return { ...event, text: typeof payload === "string" ? payload : line.slice(start, -1) };
   });
   return target === undefined ? events : events.filter((event) => event.target === target);
+}
+
+function parsed(line: string): PrintedEvent & { payload: unknown } {
+  try {
+    return JSON.parse(line);
+  } catch (error) {
+    throw new Error(`the program printed a line that is no JSON: ${line.slice(0, 300)} … ${line.slice(-300)}`, {
+      cause: error,
+    });
+  }
 }
 
 /** Waits until the program has printed `count` events, or what `condition` asks for. */
