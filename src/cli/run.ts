@@ -58,6 +58,9 @@ function parseConnections(bridges: readonly BridgeConfig[]): ConnectionParams[] 
   return connections as ConnectionParams[];
 }
 
+/** What remains after the shutdown timeout (status, farewells) gets this long, in milliseconds, before the program is cut off. */
+const FAREWELL_MS = 5_000;
+
 /** The first signal drains, the second ends at once. */
 function stopOnSignals(log: Logger, timeoutMs: number): { stopping: AbortSignal; deadline: AbortSignal } {
   const stopping = new AbortController();
@@ -73,6 +76,10 @@ function stopOnSignals(log: Logger, timeoutMs: number): { stopping: AbortSignal;
     });
     stopping.abort(new Error("stopping"));
     setTimeout(() => deadline.abort(new Error("shutdown timeout")), timeoutMs);
+    setTimeout(() => {
+      log.error("stopping takes too long: ending at once; what is not acknowledged is sent again at the next start");
+      process.exit(1);
+    }, timeoutMs + FAREWELL_MS);
   };
   process.on("SIGTERM", () => onSignal("SIGTERM"));
   process.on("SIGINT", () => onSignal("SIGINT"));
