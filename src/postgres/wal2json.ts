@@ -71,7 +71,7 @@ export class RoutingKeys {
 
   /** The same as `routingKeyOf`. */
   of(buffer: Buffer, start: number, end: number): string {
-    const action = buffer[start + ACTION_OFFSET]!;
+    const action = actionOf(buffer, start, end);
     let hash = action;
     let schemaStart = 0;
     let schemaEnd = 0;
@@ -79,7 +79,9 @@ export class RoutingKeys {
     while (offset < end && buffer[offset] === QUOTE) {
       const nameEnd = closingQuote(buffer, offset + 1, end);
       const valueStart = nameEnd + 2;
+      if (valueStart >= end || buffer[nameEnd + 1] !== COLON) return "";
       const valueEnd = endOfScalar(buffer, valueStart, end);
+      if (valueEnd > end) return "";
       const nameLength = nameEnd - offset - 1;
       if (nameLength === 6 && buffer[offset + 1] === 0x73) {
         schemaStart = valueStart;
@@ -102,6 +104,7 @@ export class RoutingKeys {
         });
         return routingKey;
       }
+      if (buffer[valueEnd] !== COMMA) return "";
       offset = valueEnd + 1;
     }
     return "";
