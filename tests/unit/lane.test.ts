@@ -184,7 +184,7 @@ laneTest("a session that is lost before the lane has it is given up", {}, async 
 
 laneTest(
   "the memory bound congests the lane until a quarter of it is free",
-  { maxInFlightBytes: 4 * 1256 },
+  { maxInFlightBytes: 4 * 1400 },
   async (harness) => {
     const { lane } = harness;
     const session = await harness.session(1);

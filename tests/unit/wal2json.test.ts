@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { actionOf, contentOf, messageHeadOf, routingKeyOf } from "../../src/postgres/wal2json.ts";
+import { actionOf, contentOf, messageHeadOf, routingKeyOf, RoutingKeys } from "../../src/postgres/wal2json.ts";
 
 /** The record between other bytes, which must not be read. */
 function within(text: string): [buffer: Buffer, start: number, end: number] {
@@ -157,4 +157,33 @@ test("mangled records and random bytes neither throw nor read beyond their end",
     }),
     { numRuns: 2000 },
   );
+});
+
+test("the cache of routing keys gives what reading them gives, the first time and every other", () => {
+  const record = fc.constantFrom(...KEYS.map(([record]) => record));
+  fc.assert(
+    fc.property(fc.array(fc.oneof(record, mangled), { maxLength: 30 }), (records) => {
+      const keys = new RoutingKeys();
+      for (const record of [...records, ...records]) {
+        const embedded = within(record);
+        assert.equal(keys.of(...embedded), routingKeyOf(...embedded), record);
+      }
+    }),
+    { numRuns: 500 },
+  );
+});
+
+test("the cache of routing keys tells tables apart, also more of them than it holds", () => {
+  const keys = new RoutingKeys();
+  const insert = (schema: string, table: string) =>
+    `{"action":"I","schema":"${schema}","table":"${table}","columns":[]}`;
+  for (let round = 0; round < 2; round++) {
+    for (let i = 0; i < 10_000; i++) {
+      const [schema, table] = [`s${i % 7}`, `t${i}`];
+      assert.equal(keys.of(...within(insert(schema, table))), `${schema}.${table}.insert`);
+    }
+  }
+  assert.equal(keys.of(...within(insert("ab", "c"))), "ab.c.insert");
+  assert.equal(keys.of(...within(insert("a", "bc"))), "a.bc.insert");
+  assert.equal(keys.of(...within('{"action":"U","schema":"a","table":"bc","columns":[]}')), "a.bc.update");
 });
