@@ -15,10 +15,16 @@ import { type Arrival, printHeading, printReceived, printRow, printText, shorten
 const KINDS = ["amqp", "mqtt", "redis", "stdout"] as const;
 type Kind = typeof KINDS[number];
 
+/** What has arrived and was not yet shown, in order: the two kinds come on ways of their own. */
+interface Arrivals {
+  readonly notifications: Arrival[];
+  readonly wal: Arrival[];
+}
+
 /** One instance of the program with the consumer of its broker. */
 interface Line {
   readonly title: string;
-  readonly arrivals: Arrival[];
+  readonly arrivals: Arrivals;
   readonly proxy: Proxy;
   /** Where a notification with this key has to arrive. */
   notificationPlace(routingKey: string): string;
@@ -131,53 +137,63 @@ class Tally {
 
 /** Runs the statement, learns from the reference slot what the WAL says of it, and shows what arrives. */
 async function sendAndShow(sql: postgres.Sql, statement: string, lines: readonly Line[], tally: Tally): Promise<void> {
-  const before = lines.map(({ arrivals }) => arrivals.length);
   const sentAtMs = performance.timeOrigin + performance.now();
   await sql.unsafe(statement);
-  const expected = await expectedOf(sql, statement);
+  const expected = [...expectedNotification(statement), ...await expectedRecords(sql)];
   tally.statements++;
-  await Promise.all(
-    lines.map(({ arrivals }, index) =>
-      until(() => arrivals.length >= (before[index] ?? 0) + expected.length, {
-        what: "arrivals",
-        timeoutMs: ARRIVAL_LIMIT_MS,
-        intervalMs: 5,
-      }).catch(() => {})
-    ),
-  );
+  await Promise.all(lines.map(({ arrivals }) => untilArrived(arrivals, expected)));
   printRow(statement);
-  lines.forEach((line, index) => {
-    const arrived = line.arrivals.slice(before[index]);
-    const missing = expected.filter((wanted, position) => !isSame(wanted, arrived[position], line));
+  for (const line of lines) {
+    const shown: Arrival[] = [];
+    const missing: Expected[] = [];
+    for (const wanted of expected) {
+      const arrival = line.arrivals[wanted.source].shift();
+      if (arrival !== undefined && !isTransactionRecord(arrival.payload)) shown.push(arrival);
+      if (arrival !== undefined && isSame(wanted, arrival, line)) tally.latenciesMs.push(arrival.atMs - sentAtMs);
+      else missing.push(wanted);
+    }
     tally.messages += expected.length - missing.length;
     tally.missing += missing.length;
-    for (const { atMs } of arrived) tally.latenciesMs.push(atMs - sentAtMs);
-    printReceived(line.title, arrived.filter(({ payload }) => !isTransactionRecord(payload)), sentAtMs);
+    printReceived(line.title, shown, sentAtMs);
     for (const { payload } of missing) {
       printText(`  ${line.title} did not get this within ${ARRIVAL_LIMIT_MS / 1000} s, or in another form: ${payload}`);
     }
-  });
+  }
 }
 
 interface Expected {
-  readonly routingKey: string | undefined;
+  readonly source: keyof Arrivals;
+  /** Of a notification. */
+  readonly routingKey: string;
   readonly payload: string;
 }
 
-async function expectedOf(sql: postgres.Sql, statement: string): Promise<Expected[]> {
-  const notification = /^NOTIFY \w+, '(.*)'$/.exec(statement)?.[1];
+function expectedNotification(statement: string): Expected[] {
+  const text = /^NOTIFY \w+, '(.*)'$/.exec(statement)?.[1];
+  if (text === undefined) return [];
+  const bar = text.startsWith("{") ? -1 : text.indexOf("|");
+  return [{ source: "notifications", routingKey: text.slice(0, Math.max(bar, 0)), payload: text.slice(bar + 1) }];
+}
+
+/** What PostgreSQL itself says of the transactions since the last call; those of autovacuum may be among them. */
+async function expectedRecords(sql: postgres.Sql): Promise<Expected[]> {
   const records = await sql<{ data: string }[]>`
     select data from pg_logical_slot_get_changes(${REFERENCE_SLOT}, null, null, ${WAL2JSON_PARAMS[0]},
       ${WAL2JSON_PARAMS[1]}, ${WAL2JSON_PARAMS[2]}, ${WAL2JSON_PARAMS[3]})`;
-  if (notification === undefined) return records.map(({ data }) => ({ routingKey: undefined, payload: data }));
-  const bar = notification.startsWith("{") ? -1 : notification.indexOf("|");
-  return [{ routingKey: notification.slice(0, Math.max(bar, 0)), payload: notification.slice(bar + 1) }];
+  return records.map(({ data }) => ({ source: "wal", routingKey: "", payload: data }));
 }
 
-function isSame(expected: Expected, arrival: Arrival | undefined, line: Line): boolean {
-  if (arrival === undefined || arrival.payload !== expected.payload) return false;
-  const { routingKey, payload } = expected;
-  return arrival.place === (routingKey === undefined ? line.walPlace(payload) : line.notificationPlace(routingKey));
+/** Gives up in silence: what is missing is told by the table. */
+async function untilArrived(arrivals: Arrivals, expected: readonly Expected[]): Promise<void> {
+  const count = (wanted: keyof Arrivals) => expected.filter(({ source }) => source === wanted).length;
+  const haveArrived = () =>
+    arrivals.wal.length >= count("wal") && arrivals.notifications.length >= count("notifications");
+  await until(haveArrived, { what: "arrivals", timeoutMs: ARRIVAL_LIMIT_MS, intervalMs: 5 }).catch(() => {});
+}
+
+function isSame({ source, routingKey, payload }: Expected, arrival: Arrival, line: Line): boolean {
+  const place = source === "wal" ? line.walPlace(payload) : line.notificationPlace(routingKey);
+  return arrival.payload === payload && arrival.place === place;
 }
 
 /** Begin and commit are delivered too; they are counted, but would only lengthen the table. */
@@ -209,9 +225,11 @@ async function summarize(lines: readonly Line[], tally: Tally): Promise<number> 
 }
 
 async function startLine(kind: Kind, database: Database): Promise<Line> {
-  const arrivals: Arrival[] = [];
+  const arrivals: Arrivals = { notifications: [], wal: [] };
+  const record = (arrival: Arrival) =>
+    void arrivals[arrival.payload.startsWith('{"action":') ? "wal" : "notifications"].push(arrival);
   const uri = await brokerUri(kind);
-  const consumer = await consume(kind, uri, arrivals);
+  const consumer = await consume(kind, uri, record);
   const env = environmentOf(kind, uri, database);
   printText(`\n${brokerName(kind)}`);
   for (const [name, value] of Object.entries(env)) printText(`  ${name}=${shorten(value, 90)}`);
@@ -219,7 +237,7 @@ async function startLine(kind: Kind, database: Database): Promise<Line> {
     runtime: "executable",
     env,
     onStdoutLine: (line) => {
-      if (kind === "stdout") arrivals.push(stdoutArrival(line));
+      if (kind === "stdout") record(stdoutArrival(line));
     },
   });
   const close = () => Promise.all([proxy.stop(), consumer?.close()]);
@@ -272,9 +290,9 @@ interface DemoConsumer {
   close(): Promise<void>;
 }
 
-async function consume(kind: Kind, uri: string, arrivals: Arrival[]): Promise<DemoConsumer | undefined> {
+async function consume(kind: Kind, uri: string, record: (arrival: Arrival) => void): Promise<DemoConsumer | undefined> {
   const onMessage = ({ key, text, receivedAtMs }: { key: string; text: string; receivedAtMs: number }) =>
-    void arrivals.push({ place: key, payload: text, atMs: receivedAtMs });
+    record({ place: key, payload: text, atMs: receivedAtMs });
   switch (kind) {
     case "amqp":
       return await consumeAmqp(uri, { exchange: "amq.topic", pattern: "#", onMessage });
