@@ -37,6 +37,22 @@ const DROP_REPORT_MS = 30_000;
 const OVERHEAD_BYTES = 256;
 /** First key of the advisory lock: "pgep" in ASCII. */
 const LOCK_CLASS = 0x70676570;
+/** How long a session that PostgreSQL was told to end may take to do so. */
+const END_PATIENCE_MS = 3_000;
+const END_POLL_MS = 100;
+
+/**
+ * So that the lock of an instance whose machine is gone is free after a minute, not after the two hours of the operating
+ * system's default (PostgreSQL documentation, "TCP Settings"; without effect on Unix sockets).
+ */
+const KEEPALIVE_SQL = "select set_config('tcp_keepalives_idle', '30', false), " +
+  "set_config('tcp_keepalives_interval', '10', false), set_config('tcp_keepalives_count', '3', false)";
+
+/** A session as PostgreSQL knows it: process ids are used again. */
+interface Backend {
+  readonly pid: number;
+  readonly since: string;
+}
 
 export class NotifySource implements Source {
   readonly name = "notify";
@@ -50,6 +66,8 @@ export class NotifySource implements Source {
   #bufferedBytes = 0;
   #droppedUnreported = 0;
   #lastDropReportMs = 0;
+  /** The session that held the lock last. */
+  #backend: Backend | undefined;
   /** When the last session ended; what was notified since is gone. */
   #deafSinceMs: number | undefined;
 
@@ -86,14 +104,48 @@ export class NotifySource implements Source {
 
   /** Two that listen would double every notification. The lock goes with the session, so that a dead one frees it. */
   async #claim(session: SqlSession): Promise<void> {
+    await this.#query(session, () => session.sql.unsafe(KEEPALIVE_SQL));
+    let claimed = await this.#tryLock(session);
+    if (!claimed && await this.#endLeftover(session)) {
+      const deadlineMs = Date.now() + END_PATIENCE_MS;
+      while (!claimed && Date.now() < deadlineMs) {
+        await sleep(END_POLL_MS);
+        claimed = await this.#tryLock(session);
+      }
+    }
+    if (!claimed) throw new StandingByError(`another instance with this configuration listens at ${session.where}`);
+    [this.#backend] = await this.#query(
+      session,
+      () =>
+        session.sql<Backend[]>`
+          select pid, backend_start::text as since from pg_stat_activity where pid = pg_backend_pid()`,
+    );
+  }
+
+  async #tryLock(session: SqlSession): Promise<boolean> {
     const key = Buffer.from(hash("sha256", this.#options.identity, "hex"), "hex").readInt32BE(0);
     const [row] = await this.#query(
       session,
       () => session.sql<{ ok: boolean }[]>`select pg_try_advisory_lock(${LOCK_CLASS}, ${key}) as ok`,
     );
-    if (row?.ok !== true) {
-      throw new StandingByError(`another instance with this configuration listens at ${session.where}`);
-    }
+    return row?.ok === true;
+  }
+
+  /**
+   * Of a connection that the network has lost, PostgreSQL learns late: our own session of before would keep us out until
+   * then. Returns whether it was still there.
+   */
+  async #endLeftover(session: SqlSession): Promise<boolean> {
+    const backend = this.#backend;
+    if (backend === undefined) return false;
+    const rows = await this.#query(
+      session,
+      () =>
+        session.sql`
+          select pg_terminate_backend(pid) from pg_stat_activity
+           where pid = ${backend.pid} and backend_start::text = ${backend.since}`,
+    );
+    return rows.length > 0;
   }
 
   async #listen(session: SqlSession): Promise<void> {
