@@ -51,7 +51,7 @@ export interface Consumer<M extends Message = Message> {
 }
 
 /** Called with each message when it was recorded. */
-type OnMessage = (message: Message) => void;
+type OnMessage<M extends Message> = (message: M) => void;
 
 export interface AmqpSource {
   /** With `exchange`: a queue of the consumer's own is bound to it, unless `queue` names one. */
@@ -61,7 +61,7 @@ export interface AmqpSource {
   readonly queue?: string;
   /** Make `queue` first: durable, removed by `close`. Otherwise it has to exist. */
   readonly declare?: boolean;
-  readonly onMessage?: OnMessage;
+  readonly onMessage?: OnMessage<AmqpMessage>;
 }
 
 /** The connection options of amqplib, for TLS. */
@@ -167,7 +167,7 @@ export interface MqttConsumerOptions {
   readonly username?: string;
   readonly password?: string;
   readonly ca?: Uint8Array;
-  readonly onMessage?: OnMessage;
+  readonly onMessage?: OnMessage<MqttMessage>;
 }
 
 /** Resolves when the subscription stands. */
@@ -213,7 +213,7 @@ export type RedisSource = string | readonly string[] | { readonly pattern: strin
 export async function consumeRedis(
   uri: string,
   source: RedisSource,
-  options: { readonly ca?: Uint8Array; readonly onMessage?: OnMessage } = {},
+  options: { readonly ca?: Uint8Array; readonly onMessage?: OnMessage<RedisMessage> } = {},
 ): Promise<Consumer<RedisMessage>> {
   const recorder = new Recorder<RedisMessage>(`Redis ${JSON.stringify(source)}`, options.onMessage);
   const client = new Redis(uri, {
@@ -250,10 +250,10 @@ function recorded(key: string, payload: Buffer): Message {
 class Recorder<M extends Message> {
   readonly #name: string;
   readonly #received: M[] = [];
-  readonly #onMessage: OnMessage;
+  readonly #onMessage: OnMessage<M>;
   #waiting: Array<() => void> = [];
 
-  constructor(name: string, onMessage: OnMessage = () => {}) {
+  constructor(name: string, onMessage: OnMessage<M> = () => {}) {
     this.#name = name;
     this.#onMessage = onMessage;
   }

@@ -1,0 +1,33 @@
+/** The program killed at any moment: whatever it had read and not delivered is delivered by the next one. */
+
+import assert from "node:assert/strict";
+import { after } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
+import { scenario } from "../support/scenario.ts";
+import { Plant } from "./plant.ts";
+import { between, randomFrom } from "./random.ts";
+import { report, Trial } from "./trial.ts";
+
+const KILLS = 20;
+
+const plant = Plant.start();
+after(async () => await (await plant).stop());
+
+scenario(`${KILLS} times SIGKILL while writes go on`, async (scope) => {
+  const trial = await Trial.start(scope, await plant);
+  const random = randomFrom(20);
+  let proxy = await trial.startProxy();
+  trial.startWriters();
+  for (let kill = 0; kill < KILLS; kill++) {
+    await delay(between(random, 0, 400));
+    await proxy.kill("SIGKILL");
+    // Every fourth time at a random moment of the start instead of during the work.
+    proxy = scope.proxy(trial.proxyOptions());
+    if (kill % 4 === 3) continue;
+    await proxy.waitForReady(30_000);
+  }
+  await proxy.waitForReady(30_000);
+  const verdicts = await trial.finish();
+  report(`killed ${KILLS} times`, verdicts);
+  for (const [kind, { repeats }] of verdicts) assert.ok(repeats > 0, `${kind}: no kill hit an event on its way`);
+}, { timeoutMs: 150_000 });
