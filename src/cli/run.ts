@@ -5,6 +5,7 @@ import type { BridgeConfig } from "../config/config.ts";
 import { loadConfig, type LoadOptions } from "../config/load.ts";
 import { Bridge } from "../core/bridge.ts";
 import { ConfigError, errorText } from "../core/errors.ts";
+import { OutboxRoutes } from "../core/outbox_routes.ts";
 import { configureLog, type Logger, logger } from "../log.ts";
 import { type ConnectionParams, ConnectionUriError, parseConnectionUri } from "../postgres/connection_uri.ts";
 import { uriEnvironment } from "../runtime.ts";
@@ -29,8 +30,9 @@ export async function runCommand(options: LoadOptions): Promise<number> {
     announced = true;
     log.info("ready: every source and upstream is connected");
   };
+  const outboxRoutes = new OutboxRoutes();
   bridges = await Promise.all(
-    config.bridges.map((bridge, i) => Bridge.create(bridge, connections[i]!, onChange)),
+    config.bridges.map((bridge, i) => Bridge.create(bridge, connections[i]!, onChange, outboxRoutes)),
   );
   try {
     await Promise.all(bridges.map((bridge) => bridge.run(stop.stopping, stop.deadline)));
@@ -42,7 +44,8 @@ export async function runCommand(options: LoadOptions): Promise<number> {
   return 0;
 }
 
-function parseConnections(bridges: readonly BridgeConfig[]): ConnectionParams[] {
+/** Of each bridge, in their order. Throws ConfigError. */
+export function parseConnections(bridges: readonly BridgeConfig[]): ConnectionParams[] {
   const outside = uriEnvironment();
   const problems: string[] = [];
   const connections = bridges.map((bridge) => {

@@ -26,6 +26,8 @@ export interface BridgeConfig {
   readonly slotFailover: boolean;
   /** Bytes of notifications held through an upstream's outage, over all upstreams of the bridge. */
   readonly notifyBufferBytes: number;
+  /** Whether the durable messages in `events.events` are delivered. */
+  readonly outbox: boolean;
   /** How long stopping waits for acknowledgements. */
   readonly shutdownTimeoutMs: number;
   readonly upstreams: readonly UpstreamConfig[];

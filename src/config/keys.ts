@@ -158,6 +158,13 @@ export const KEYS = [
   },
   {
     section: "database",
+    name: "outbox",
+    type: "boolean",
+    default: "true",
+    text: "Deliver the durable messages that `events.send_message` stores; the command `sql` installs it",
+  },
+  {
+    section: "database",
     name: "shutdown_timeout",
     type: "integer",
     min: 0,

@@ -170,6 +170,7 @@ function buildBridge(name: string, database: DatabaseValues, upstreams: readonly
     postgresqlUri: database.uri,
     slotFailover: database.slot_failover,
     notifyBufferBytes: database.notify_buffer_bytes,
+    outbox: database.outbox,
     shutdownTimeoutMs: database.shutdown_timeout * 1000,
     upstreams,
   };

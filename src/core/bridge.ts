@@ -4,10 +4,12 @@ import type { BridgeConfig, SlotConfig, UpstreamConfig } from "../config/config.
 import { logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { NotifySource } from "../sources/notify.ts";
+import { OutboxSource } from "../sources/outbox.ts";
 import { WalSource } from "../sources/wal.ts";
 import { createUpstream } from "../upstreams/mod.ts";
 import { WAL_CHANNEL } from "./event.ts";
 import { Lane } from "./lane.ts";
+import type { OutboxRoutes } from "./outbox_routes.ts";
 import { Routes } from "./routes.ts";
 import type { Source } from "./source.ts";
 import { SourceSupervisor } from "./source_supervisor.ts";
@@ -39,8 +41,16 @@ export class Bridge {
     );
   }
 
-  /** `onChange` is called whenever a source or an upstream has become ready or ceased to be. */
-  static async create(config: BridgeConfig, params: ConnectionParams, onChange: () => void): Promise<Bridge> {
+  /**
+   * `onChange` is called whenever a source or an upstream has become ready or ceased to be. `outboxRoutes` is shared by all
+   * bridges of the process, which must be created before the first of them runs.
+   */
+  static async create(
+    config: BridgeConfig,
+    params: ConnectionParams,
+    onChange: () => void,
+    outboxRoutes: OutboxRoutes,
+  ): Promise<Bridge> {
     const lanes = await Promise.all(config.upstreams.map(async (upstream) => ({
       config: upstream,
       lane: new Lane({
@@ -52,7 +62,11 @@ export class Bridge {
         onChange,
       }),
     })));
-    const sources = [...notifySources(config, params, lanes), ...walSources(config, params, lanes)];
+    const sources = [
+      ...notifySources(config, params, lanes),
+      ...outboxSources(config, params, lanes, outboxRoutes),
+      ...walSources(config, params, lanes),
+    ];
     return new Bridge(config, lanes, sources, onChange);
   }
 
@@ -112,6 +126,25 @@ function notifySources(
       identity: identityOf(config),
       maxBufferBytes: config.notifyBufferBytes,
     }),
+  ];
+}
+
+function outboxSources(
+  config: BridgeConfig,
+  params: ConnectionParams,
+  lanes: readonly LaneOfUpstream[],
+  outboxRoutes: OutboxRoutes,
+): OutboxSource[] {
+  if (!config.outbox) return [];
+  const bound = lanes.flatMap(({ config: upstream, lane }) =>
+    upstream.bindings.filter(({ channel }) => channel !== WAL_CHANNEL).map((binding) => ({ ...binding, lane }))
+  );
+  if (bound.length === 0) return [];
+  const { routes, drains } = outboxRoutes.of(config.postgresqlUri);
+  for (const { channel, lane, target } of bound) routes.add(channel, lane, target);
+  if (!drains) return [];
+  return [
+    new OutboxSource({ params, channels: () => routes.channels, sink: routes, log: logger(config.name, "outbox") }),
   ];
 }
 

@@ -297,7 +297,7 @@ const IN_FILE: Array<[name: string, ini: string, problems: string[]]> = [
   ]],
   ["an unknown section", VALID_INI + "[htp]\nlisten=1\n", [
     "config.ini [htp] listen: unknown key; known here: postgresql_uri, replication_slot, wal2json_params, slot_failover, " +
-    "notify_buffer_bytes, shutdown_timeout, upstream",
+    "notify_buffer_bytes, outbox, shutdown_timeout, upstream",
   ]],
   ["an upstream section with a hyphen", VALID_INI_2 + "[upstream-b]\nkind=stdout\n", [
     "config.ini [upstream-b] (line 6): is no section; did you mean [upstream.b]?",

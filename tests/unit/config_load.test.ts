@@ -147,6 +147,7 @@ for (const [name, lines, upstream] of MANUAL) {
     postgresqlUri: POSTGRESQL_URI,
     slotFailover: false,
     notifyBufferBytes: 64 * 2 ** 20,
+    outbox: true,
     shutdownTimeoutMs: 10_000,
     upstreams: [{ name: "local", ...COMMON, ...upstream }],
   }];

@@ -56,6 +56,8 @@ slot_failover=false
 # default
 notify_buffer_bytes=64MiB
 # default
+outbox=true
+# default
 shutdown_timeout=10
 # from PGPROXY_LOCAL-UPSTREAM
 upstream=mqtt

@@ -1,0 +1,165 @@
+/** Durable messages as a source of events: the rows of `events.events`, deleted when they are delivered. */
+
+import { sleep } from "../core/backoff.ts";
+import { PermanentError, StandingByError } from "../core/errors.ts";
+import type { RunOptions, Sink, Source } from "../core/source.ts";
+import type { Logger } from "../log.ts";
+import type { ConnectionParams } from "../postgres/connection_uri.ts";
+import { openSqlSession, type SqlSession } from "../postgres/sql_session.ts";
+import { OutboxDrain } from "./outbox_drain.ts";
+import { InFlightRows } from "./outbox_in_flight.ts";
+import { inspect, type Layout, OutboxTable, prepareSession, WAKE_CHANNEL } from "./outbox_table.ts";
+
+export interface OutboxSourceOptions {
+  readonly params: ConnectionParams;
+  /** All channels with a binding; asked for at each connection. */
+  readonly channels: () => readonly string[];
+  readonly sink: Sink;
+  readonly log: Logger;
+}
+
+const ACTION = "draining durable messages";
+/** How often a database without the table is looked at. No connection is kept meanwhile. */
+const ABSENT_RETRY_MS = 30_000;
+/** Before a table that was altered is looked at anew. */
+const CHANGED_RETRY_MS = 200;
+const DELETE_BATCH_ROWS = 1_000;
+
+export class OutboxSource implements Source {
+  readonly name = "outbox";
+  readonly #options: OutboxSourceOptions;
+  readonly #log: Logger;
+  /** What the lanes hold; as long as it is the same table of the same server, a new connection goes on with it. */
+  #inFlight = new InFlightRows(DELETE_BATCH_ROWS);
+  #layout: Layout | undefined;
+  readonly #reportedChannels = new Set<string>();
+  #absentReason: string | undefined;
+  #toldOfOldHelper = false;
+
+  constructor(options: OutboxSourceOptions) {
+    this.#options = options;
+    this.#log = options.log;
+  }
+
+  async run(options: RunOptions): Promise<void> {
+    while (!options.stopping.aborted) {
+      let drain: OutboxDrain | undefined;
+      const session = await openSqlSession(this.#options.params, {
+        action: ACTION,
+        onNotify: () => drain?.call(),
+        onNotice: (message) => this.#log.debug("notice from PostgreSQL: {message}", { message }),
+      }, options.stopping);
+      let outcome: "stopped" | "changed" | "absent";
+      try {
+        drain = await this.#prepare(session);
+        options.onOpen();
+        outcome = drain === undefined ? "absent" : await drain.run(options);
+      } finally {
+        await session.close();
+      }
+      if (outcome === "stopped") return;
+      await sleep(outcome === "absent" ? ABSENT_RETRY_MS : CHANGED_RETRY_MS, options.stopping);
+    }
+  }
+
+  /** Undefined where there is nothing to drain. */
+  async #prepare(session: SqlSession): Promise<OutboxDrain | undefined> {
+    try {
+      await prepareSession(session.sql);
+      const layout = await this.#inspect(session);
+      if (layout === undefined) return undefined;
+      this.#keepOrForget(layout);
+      await session.sql.unsafe(`LISTEN ${WAKE_CHANNEL}`);
+      const table = new OutboxTable(session.sql, layout);
+      const channels = this.#options.channels();
+      const claimed = await table.claim(channels);
+      if (claimed.length === 0) {
+        throw new StandingByError(
+          `another instance drains the durable messages of ${list(channels)} at ${session.where}`,
+        );
+      }
+      this.#tellWhatIsMissing(layout, channels, claimed);
+      return new OutboxDrain({
+        session,
+        table,
+        layout,
+        channels,
+        claimed,
+        sink: this.#options.sink,
+        inFlight: this.#inFlight,
+        log: this.#log,
+        action: ACTION,
+        onOtherChannel: (channel) => this.#reportOtherChannel(table, channel),
+      });
+    } catch (error) {
+      if (error instanceof StandingByError || error instanceof PermanentError) throw error;
+      throw session.explain(error, ACTION);
+    }
+  }
+
+  async #inspect(session: SqlSession): Promise<Layout | undefined> {
+    const inspection = await inspect(session.sql);
+    switch (inspection.kind) {
+      case "present":
+        this.#absentReason = undefined;
+        return inspection.layout;
+      case "absent":
+        if (this.#absentReason !== inspection.reason) {
+          this.#log.debug("no durable messages at {where}: {reason}; looks again every 30 s", {
+            where: session.where,
+            reason: inspection.reason,
+          });
+        }
+        this.#absentReason = inspection.reason;
+        return undefined;
+      case "forbidden":
+        throw new PermanentError(
+          `${ACTION} at ${session.where}: this role may not read and delete in events.events; run as its owner, ` +
+            `"${inspection.owner}": ${inspection.remedy}; or set outbox=false`,
+        );
+    }
+  }
+
+  /** Another table, or another server, may give the same ids to other messages: theirs must not pass for delivered. */
+  #keepOrForget(layout: Layout): void {
+    const before = this.#layout;
+    this.#layout = layout;
+    if (before === undefined) return;
+    if (before.fingerprint === layout.fingerprint && before.timeline === layout.timeline) return;
+    if (this.#inFlight.size > 0) {
+      this.#log.warn("events.events was altered or is another server's: {messages} messages may be delivered twice", {
+        messages: this.#inFlight.size,
+      });
+    }
+    this.#inFlight = new InFlightRows(DELETE_BATCH_ROWS);
+  }
+
+  #tellWhatIsMissing(layout: Layout, channels: readonly string[], claimed: readonly string[]): void {
+    if (claimed.length < channels.length) {
+      this.#log.warn("another session drains the durable messages of {others}, and this one those of {claimed} only", {
+        others: list(channels.filter((channel) => !claimed.includes(channel))),
+        claimed: list(claimed),
+      });
+    }
+    if (layout.current || this.#toldOfOldHelper) return;
+    this.#toldOfOldHelper = true;
+    this.#log.info(
+      "events.events is the older helper's: it is looked at every 30 s; pg-event-proxy sql --install brings durable " +
+        "messages at once, and keeps those that are stored",
+    );
+  }
+
+  async #reportOtherChannel(table: OutboxTable, channel: string): Promise<void> {
+    if (this.#reportedChannels.has(channel)) return;
+    this.#reportedChannels.add(channel);
+    this.#log.warn(
+      'channel "{channel}" has no binding: its durable messages, {messages} now, stay in events.events; bind it in ' +
+        "bridge_channels, or delete them",
+      { messages: await table.count(channel), channel },
+    );
+  }
+}
+
+function list(channels: readonly string[]): string {
+  return channels.map((channel) => `"${channel}"`).join(", ");
+}
