@@ -38,6 +38,11 @@ interface FileOption {
   readonly config?: string;
 }
 
+interface SqlOptions extends FileOption {
+  readonly install?: boolean;
+  readonly role?: string;
+}
+
 function makeProgram(): Command {
   const program = new Command("pg-event-proxy")
     .description("Carries PostgreSQL NOTIFY messages and row changes to RabbitMQ, MQTT brokers, Redis and stdout.")
@@ -70,6 +75,22 @@ function makeProgram(): Command {
       });
     });
 
+  program.command("sql")
+    .description("print the SQL of the events schema (send_message, on_row_change), or install it")
+    .argument("[config.ini]")
+    .option("-c, --config <file>", "the same")
+    .option("--install", "run it on each configured database, and say what that changed")
+    .option("--role <name>", "let a proxy that logs in as this role, and is not the owner, deliver durable messages")
+    .action(async (file: string | undefined, options: SqlOptions) => {
+      const { sqlCommand } = await import("./sql.ts");
+      await sqlCommand({
+        ...source(file, options),
+        ...(options.install === undefined ? {} : { install: options.install }),
+        ...(options.role === undefined ? {} : { role: options.role }),
+        write: (text) => process.stdout.write(text),
+      });
+    });
+
   program.addHelpText(
     "after",
     `
@@ -77,6 +98,7 @@ Examples:
   pg-event-proxy config --example > config.ini   write a commented configuration to start from
   pg-event-proxy config.ini                      run with it
   pg-event-proxy config config.ini               see what would be used, and where it comes from
+  pg-event-proxy sql --install config.ini        install events.send_message and events.on_row_change
   pg-event-proxy run --help                      list every key`,
   );
   return program;
