@@ -81,7 +81,14 @@ export class AckTracker {
     const tracked = transaction as TrackedTransaction;
     tracked.endLsn = endLsn;
     tracked.closed = true;
-    if (tracked.outstanding === 0) this.advance();
+    if (tracked.outstanding > 0) return;
+    const previous = this.#transactions.at(-2);
+    if (tracked === this.#transactions.at(-1) && previous?.closed && this.#head < this.#transactions.length - 1) {
+      // Nothing is left to wait for but what comes before it: during an outage, those that a filter empties would pile up.
+      previous.endLsn = endLsn;
+      this.#transactions.pop();
+    }
+    this.advance();
   }
 
   /**

@@ -269,6 +269,19 @@ test("what is done is forgotten, also when it is never idle", () => {
   assert.equal(tracker.confirmedLsn, lsn - 2000n);
 });
 
+test("transactions without events during an outage are not kept one by one", () => {
+  const { tracker } = track();
+  const first = transaction(tracker, 1, 200n);
+  for (let n = 0n; n < 1_000n; n++) transaction(tracker, 0, 300n + n);
+  assert.equal(tracker.pending, 1);
+  const second = transaction(tracker, 1, 2_000n);
+  assert.equal(tracker.confirmedLsn, 100n);
+  first.release();
+  assert.equal(tracker.confirmedLsn, 1_299n);
+  second.release();
+  assert.equal(tracker.confirmedLsn, 2_000n);
+});
+
 test("keepalives during an outage are not kept one by one", () => {
   const { tracker } = track();
   const it = transaction(tracker, 1, 200n);
