@@ -84,10 +84,18 @@ async function open(
     },
   };
   const sql = postgres(settings as unknown as postgres.Options<Record<string, never>>);
-  const onAbort = () => socket.destroy();
+  // Where the socket ends during the login, the library may wait for ever: under Deno no close event tells it.
+  const stopped = Promise.withResolvers<never>();
+  const onAbort = () => {
+    socket.destroy();
+    stopped.reject(signal.reason);
+  };
   signal.addEventListener("abort", onAbort);
+  if (signal.aborted) onAbort();
   try {
-    await sql`select 1`;
+    const loggedIn = sql`select 1`.then(() => {});
+    loggedIn.catch(() => {});
+    await Promise.race([loggedIn, stopped.promise]);
   } catch (error) {
     socket.destroy();
     await sql.end({ timeout: 0 });
