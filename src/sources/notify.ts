@@ -29,6 +29,8 @@ export interface NotifyCounts {
 }
 
 const ACTION = "listening for notifications";
+/** How long the server may take to answer before the first probe. */
+const BEGIN_PATIENCE_MS = 15_000;
 const PROBE_INTERVAL_MS = 30_000;
 const PROBE_PATIENCE_MS = 10_000;
 /** A report of dropped notifications at most this often. */
@@ -88,8 +90,7 @@ export class NotifySource implements Source {
     }, options.stopping);
     let listening = false;
     try {
-      await this.#claim(session);
-      await this.#listen(session);
+      await this.#begin(session, options.stopping);
       const probe = () => this.#probe(session, (arrived) => onProbe = arrived, listening);
       await probe();
       listening = true;
@@ -98,7 +99,23 @@ export class NotifySource implements Source {
       await this.#probeUntilLost(session, probe, options.stopping);
     } finally {
       if (listening) this.#deafSinceMs = Date.now();
+      // Nobody may be left to report to later.
+      this.#reportDropped();
       await session.close();
+    }
+  }
+
+  /** Ends the session if the server does not answer in time, or when it is time to stop. */
+  async #begin(session: SqlSession, stopping: AbortSignal): Promise<void> {
+    const giveUp = () => void session.close();
+    const timer = setTimeout(giveUp, BEGIN_PATIENCE_MS);
+    stopping.addEventListener("abort", giveUp);
+    try {
+      await this.#claim(session);
+      await this.#listen(session);
+    } finally {
+      clearTimeout(timer);
+      stopping.removeEventListener("abort", giveUp);
     }
   }
 
@@ -222,7 +239,8 @@ export class NotifySource implements Source {
       release: () => {
         if (--holders > 0) return;
         this.#bufferedBytes -= size;
-        if (this.#bufferedBytes === 0) this.#reportDropped();
+        // With half of the room free again the flood is over.
+        if (this.#bufferedBytes <= this.#options.maxBufferBytes / 2) this.#reportDropped();
       },
     };
   }
