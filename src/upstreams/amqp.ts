@@ -288,19 +288,16 @@ class AmqpSession implements Session {
   }
 
   /**
-   * Only messages for queues are mandatory. The return precedes the confirm of the same message, and returns come in the
-   * order of publishing, so the first delivery that fits is the one.
+   * Only messages for queues are mandatory: the queue is gone. That is no fault of the event, so the session ends, and the
+   * next one does not open before the queue is back.
    */
-  #returned({ fields, properties }: Message & { fields: { replyText?: string } }): void {
-    if (this.#ended) return;
-    for (const [tag, { event, target }] of this.#unconfirmed) {
-      if (event.id !== properties.messageId || target.type !== "queue" || target.name !== fields.routingKey) continue;
-      const delivery = this.#unconfirmed.get(tag);
-      this.#unconfirmed.delete(tag);
-      delivery?.refuse(this, `${PRODUCT} returned it: ${fields.replyText ?? "NO_ROUTE"}; does the queue still exist?`);
-      return;
-    }
-    this.#lost(new TransientError(`${PRODUCT} returned a message that was not sent: ${String(properties.messageId)}`));
+  #returned({ fields }: Message & { fields: { replyText?: string } }): void {
+    const reply = fields.replyText ?? "NO_ROUTE";
+    this.#lost(
+      new TransientError(
+        `${PRODUCT} returned a message (${reply}): queue "${fields.routingKey}" is gone; create it again`,
+      ),
+    );
   }
 
   /** The broker closes the channel over a missing exchange, a missing right or a message that is too large. */
@@ -308,9 +305,8 @@ class AmqpSession implements Session {
     if (this.#ended) return;
     const text = `${PRODUCT} closed the channel: ${serverText(error)}`;
     const code = Number(error.code);
-    if (code !== ACCESS_REFUSED && code !== NOT_FOUND && code !== PRECONDITION_FAILED) {
-      return this.#lost(new TransientError(text));
-    }
+    // A missing exchange (404) is no fault of the event: the next session does not open before it is back.
+    if (code !== ACCESS_REFUSED && code !== PRECONDITION_FAILED) return this.#lost(new TransientError(text));
     const [only, ...others] = this.#unconfirmed.values();
     if (only === undefined || others.length > 0) return this.#lost(new ChannelRejectedError(text));
     this.#unconfirmed.clear();
