@@ -185,9 +185,9 @@ export class ServerConnection {
     this.#socket.resume();
   }
 
-  /** Closes without a word. */
-  destroy(): void {
-    this.#fail("closed");
+  /** Closes without a word; whoever waits is told `reason`. */
+  destroy(reason = "closed"): void {
+    this.#fail(reason);
   }
 
   #onData(chunk: Buffer): void {

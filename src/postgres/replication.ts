@@ -14,6 +14,8 @@ import { explain, ServerError } from "./server_error.ts";
 
 export const OUTPUT_PLUGIN = "wal2json";
 const ACTION = "reading the WAL";
+/** How long the server may take for an answer before the stream begins, in milliseconds; after that it has keepalives. */
+const ANSWER_PATIENCE_MS = 15_000;
 
 export interface ServerSettings {
   /** `server_version_num`: 150004 is 15.4. */
@@ -67,7 +69,7 @@ export class ReplicationSession {
     };
     const connection = await connectToAny(params, ACTION, maker, signal);
     try {
-      return new ReplicationSession(connection, params, await readSettings(connection));
+      return new ReplicationSession(connection, params, await inTime(connection, readSettings(connection), signal));
     } catch (error) {
       connection.terminate();
       throw error;
@@ -82,10 +84,10 @@ export class ReplicationSession {
     return this.#connection.where;
   }
 
-  /** Runs SQL on the replication connection; errors come explained. */
-  async #query(sql: string) {
+  /** Runs SQL on the replication connection; errors come explained. `patienceMs` may be Infinity. */
+  async #query(sql: string, patienceMs = ANSWER_PATIENCE_MS) {
     try {
-      return await this.#connection.query(sql);
+      return await inTime(this.#connection, this.#connection.query(sql), undefined, patienceMs);
     } catch (error) {
       throw this.#explained(error);
     }
@@ -130,6 +132,7 @@ export class ReplicationSession {
       `select pg_catalog.pg_create_logical_replication_slot(${quoteLiteral(name)}, ${
         quoteLiteral(OUTPUT_PLUGIN)
       }${more})`,
+      Infinity,
     );
   }
 
@@ -172,10 +175,8 @@ export class ReplicationSession {
   ): Promise<void> {
     const list = options.map(([name, value]) => `${quoteIdentifier(name)} ${quoteOption(value)}`).join(", ");
     try {
-      await this.#connection.copyBoth(
-        `START_REPLICATION SLOT ${quoteIdentifier(slot)} LOGICAL 0/0 (${list})`,
-        onData,
-      );
+      const command = `START_REPLICATION SLOT ${quoteIdentifier(slot)} LOGICAL 0/0 (${list})`;
+      await inTime(this.#connection, this.#connection.copyBoth(command, onData));
     } catch (error) {
       if (error instanceof ServerError && error.code === "55006") {
         throw new StandingByError(`replication slot "${slot}" at ${this.where} is held by another process`);
@@ -200,6 +201,27 @@ export class ReplicationSession {
     await Promise.race([this.#connection.copyEnded, this.#connection.lost, patience.promise]);
     clearTimeout(timer);
     this.#connection.terminate();
+  }
+}
+
+/** Closes the connection, which ends what waits for it, when the answer is late or `signal` aborts. */
+async function inTime<T>(
+  connection: ServerConnection,
+  answer: Promise<T>,
+  signal?: AbortSignal,
+  patienceMs = ANSWER_PATIENCE_MS,
+): Promise<T> {
+  const onAbort = () => connection.destroy("stopped");
+  const timer = patienceMs === Infinity
+    ? undefined
+    : setTimeout(() => connection.destroy(`no answer within ${patienceMs / 1000} s`), patienceMs);
+  signal?.addEventListener("abort", onAbort);
+  if (signal?.aborted) onAbort();
+  try {
+    return await answer;
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", onAbort);
   }
 }
 

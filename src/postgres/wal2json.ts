@@ -51,77 +51,67 @@ export function routingKeyOf(buffer: Buffer, start: number, end: number): string
   return "";
 }
 
-/** More tables than this and the cache starts anew. */
-const MAX_ROUTING_KEYS = 4096;
+/** So many headers are compared before a record is read in full. */
+const KNOWN_HEADERS = 8;
 
-interface KnownRoutingKey {
-  /** The JSON strings of schema and table as they stand in the record; the schema's is empty where there is none. */
-  readonly schema: Buffer;
-  readonly table: Buffer;
-  readonly action: number;
+/** A record up to the end of its table's name, which decides its routing key. */
+interface KnownHeader {
+  readonly bytes: Buffer;
   readonly routingKey: string;
 }
 
 /**
- * Routing keys of the tables seen, found by their bytes: a bulk change of one table then makes no string at all, where
- * `routingKeyOf` makes four.
+ * Routing keys by the first bytes of the record, for the tables that changed last: a bulk change of a few tables then
+ * makes no string at all, where `routingKeyOf` makes four each time.
  */
 export class RoutingKeys {
-  readonly #known = new Map<number, KnownRoutingKey>();
+  /** The one used last comes first. */
+  readonly #known: KnownHeader[] = [];
 
   /** The same as `routingKeyOf`. */
   of(buffer: Buffer, start: number, end: number): string {
-    const action = actionOf(buffer, start, end);
-    let hash = action;
-    let schemaStart = 0;
-    let schemaEnd = 0;
-    let offset = start + FIELDS_OFFSET;
-    while (offset < end && buffer[offset] === QUOTE) {
-      const nameEnd = closingQuote(buffer, offset + 1, end);
-      const valueStart = nameEnd + 2;
-      if (valueStart >= end || buffer[nameEnd + 1] !== COLON) return "";
-      const valueEnd = endOfScalar(buffer, valueStart, end);
-      if (valueEnd > end) return "";
-      const nameLength = nameEnd - offset - 1;
-      if (nameLength === 6 && buffer[offset + 1] === 0x73) {
-        schemaStart = valueStart;
-        schemaEnd = valueEnd;
-        hash = hashOf(hash, buffer, valueStart, valueEnd);
-      } else if (nameLength === 5 && buffer[offset + 1] === 0x74) {
-        hash = hashOf(hash, buffer, valueStart, valueEnd);
-        const known = this.#known.get(hash);
-        if (
-          known !== undefined && known.action === action && equals(known.schema, buffer, schemaStart, schemaEnd) &&
-          equals(known.table, buffer, valueStart, valueEnd)
-        ) return known.routingKey;
-        const routingKey = routingKeyOf(buffer, start, end);
-        if (this.#known.size >= MAX_ROUTING_KEYS) this.#known.clear();
-        this.#known.set(hash, {
-          action,
-          routingKey,
-          schema: Buffer.from(buffer.subarray(schemaStart, schemaEnd)),
-          table: Buffer.from(buffer.subarray(valueStart, valueEnd)),
-        });
-        return routingKey;
+    const known = this.#known;
+    for (let i = 0; i < known.length; i++) {
+      const header = known[i]!;
+      if (!startsWith(buffer, start, end, header.bytes)) continue;
+      if (i > 0) {
+        known.splice(i, 1);
+        known.unshift(header);
       }
-      if (buffer[valueEnd] !== COMMA) return "";
-      offset = valueEnd + 1;
+      return header.routingKey;
     }
-    return "";
+    const routingKey = routingKeyOf(buffer, start, end);
+    const headerEnd = headerEndOf(buffer, start, end);
+    if (headerEnd !== undefined) {
+      known.unshift({ bytes: Buffer.from(buffer.subarray(start, headerEnd)), routingKey });
+      if (known.length > KNOWN_HEADERS) known.pop();
+    }
+    return routingKey;
   }
 }
 
-/** FNV-1a, going on from `hash`. */
-function hashOf(hash: number, buffer: Buffer, start: number, end: number): number {
-  let value = hash ^ 0x811c9dc5;
-  for (let i = start; i < end; i++) value = Math.imul(value ^ buffer[i]!, 0x01000193);
-  return value;
+/** Compares from the end, where the headers of different tables differ. */
+function startsWith(buffer: Buffer, start: number, end: number, bytes: Buffer): boolean {
+  if (end - start < bytes.length) return false;
+  for (let i = bytes.length - 1; i >= 0; i--) if (buffer[start + i] !== bytes[i]) return false;
+  return true;
 }
 
-function equals(known: Buffer, buffer: Buffer, start: number, end: number): boolean {
-  if (known.length !== end - start) return false;
-  for (let i = 0; i < known.length; i++) if (known[i] !== buffer[start + i]) return false;
-  return true;
+/** Where the table's name ends, if nothing comes before schema and table that differs from record to record. */
+function headerEndOf(buffer: Buffer, start: number, end: number): number | undefined {
+  let offset = start + FIELDS_OFFSET;
+  for (const name of ['"schema":', '"table":']) {
+    if (offset + name.length > end || buffer.toString("latin1", offset, offset + name.length) !== name) {
+      if (name === '"schema":') continue;
+      return undefined;
+    }
+    const valueStart = offset + name.length;
+    const valueEnd = endOfScalar(buffer, valueStart, end);
+    if (valueEnd > end || buffer[valueStart] !== QUOTE) return undefined;
+    if (name === '"table":') return valueEnd;
+    offset = valueEnd + 1;
+  }
+  return undefined;
 }
 
 /** The head of a logical message, written by `pg_logical_emit_message`. */
