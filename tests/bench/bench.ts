@@ -108,5 +108,6 @@ export async function untilIdle(pid: number, timeoutMs = 20_000): Promise<void> 
 
 /** Progress goes to standard error: standard output belongs to the tables. */
 export function say(text: string): void {
-  process.stderr.write(`bench: ${text}\n`);
+  const seconds = Math.round(performance.now() / 1000);
+  process.stderr.write(`bench ${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")} ${text}\n`);
 }

@@ -8,15 +8,19 @@ import process from "node:process";
 import { parseArgs } from "node:util";
 import { type ProxyRuntime, ROOT_DIR } from "../support/proxy.ts";
 import { Bench, type Mode, say, type Settings } from "./bench.ts";
+import { profileSection } from "./profile.ts";
 import { commit, machine, versions } from "./machine.ts";
 import { loadBenchFile, markdownReport, saveSection, type Section, terminalTable, verdictTable } from "./report.ts";
 import { walSection } from "./wal.ts";
 
 const SECTIONS: Readonly<Record<string, (bench: Bench) => Promise<Section>>> = {
   wal: walSection,
+  profile: profileSection,
 };
 
-const DEFAULT_SECTIONS = Object.keys(SECTIONS).filter((name) => name !== "peers");
+/** Asked for by name only. */
+const NOT_BY_DEFAULT = ["peers", "profile"];
+const DEFAULT_SECTIONS = Object.keys(SECTIONS).filter((name) => !NOT_BY_DEFAULT.includes(name));
 
 interface CommandLine {
   readonly settings: Settings;
@@ -52,6 +56,7 @@ async function runSection(name: string, settings: Settings, jsonFile: string, qu
   try {
     const section = await run(bench);
     if (!quiet) { for (const table of section.tables) print(terminalTable(table)); }
+    if (name === "profile") return;
     saveSection(jsonFile, { machine: machine(), versions: versions(bench.postgres.binDir) }, {
       ...section,
       commit: commit(),

@@ -116,8 +116,9 @@ export class ProgramHome {
   }
 
   /** pg-event-proxy, configured by environment alone. */
-  startProxy(runtime: ProxyRuntime, options: ProgramOptions & { readonly prefix?: readonly string[] } = {}): Program {
-    const command = [...options.prefix ?? [], ...programCommand(runtime)];
+  startProxy(runtime: ProxyRuntime, options: ProxyProgramOptions = {}): Program {
+    const [file = "", ...rest] = programCommand(runtime);
+    const command = [...options.prefix ?? [], file, ...withRuntimeArgs(runtime, rest, options.runtimeArgs ?? [])];
     const env: Record<string, string> = runtime === "deno"
       ? { DENO_DIR: process.env.DENO_DIR ?? `${homedir()}/.cache/deno` }
       : {};
@@ -127,4 +128,16 @@ export class ProgramHome {
   async remove(): Promise<void> {
     await this.#workspace.remove();
   }
+}
+
+export interface ProxyProgramOptions extends ProgramOptions {
+  /** Put before the command: `perf stat …`. */
+  readonly prefix?: readonly string[];
+  /** For Bun or Deno, not for the program: `--cpu-prof`. */
+  readonly runtimeArgs?: readonly string[];
+}
+
+/** Deno takes them after `run`, Bun before it. */
+function withRuntimeArgs(runtime: ProxyRuntime, args: readonly string[], own: readonly string[]): string[] {
+  return runtime === "deno" ? [...args.slice(0, 1), ...own, ...args.slice(1)] : [...own, ...args];
 }

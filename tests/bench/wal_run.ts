@@ -41,6 +41,7 @@ export interface ProxyPassOptions {
   readonly runtime?: ProxyRuntime;
   /** Put before the command: `perf stat …`. Its child is what is measured. */
   readonly prefix?: readonly string[];
+  readonly runtimeArgs?: readonly string[];
 }
 
 export async function runProxy(
@@ -54,6 +55,7 @@ export async function runProxy(
     const program = bench.home.startProxy(options.runtime ?? bench.settings.runtime, {
       env: { ...proxyEnv(bench, slot, upstreams), ...bench.settings.proxyEnv },
       prefix: options.prefix,
+      runtimeArgs: options.runtimeArgs,
     });
     return await measure(bench, dataset, slot, program, upstreams[0]?.brokerPid);
   });
