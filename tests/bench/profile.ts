@@ -60,11 +60,11 @@ async function scriptProfile(
   if (written === undefined) throw new Error(`${runtime} has written no profile`);
   renameSync(join(dir, written), file);
   const { lines, totalUs } = selfTimes(JSON.parse(readFileSync(file, "utf8")));
+  const cpuUs = (pass.clientCpuMs * 1000) / dataset.events;
   return {
     title: `${upstream.label} under ${runtime}: ${file}`,
-    note:
-      `${figure(pass.seconds)} s, ${figure((pass.clientCpuMs * 1000) / dataset.events)} µs CPU per event, sampler ` +
-      "included. Self time.",
+    note: `${figure(pass.seconds)} s, ${figure(cpuUs)} µs CPU per event, sampler and start included. Self time, its ` +
+      "share of that.",
     columns: ["function", "share %", "µs/event", "where:"],
     rows: lines.slice(0, SHOWN).map(({ name, where, us }) => [
       name,
@@ -139,7 +139,9 @@ async function nativeProfile(bench: Bench, dataset: Dataset, upstream: UpstreamC
   const cpuUs = (pass.clientCpuMs * 1000) / dataset.events;
   const lines = report.split("\n").flatMap((line) => {
     const [, share, thread, object, symbol] = /^\s*([\d.]+)%\s+(.+?)\s{2,}(\S+)\s+(.*\S)\s*$/.exec(line) ?? [];
-    return share === undefined ? [] : [{ share: Number(share), thread, object, symbol: symbol ?? "" }];
+    return share === undefined
+      ? []
+      : [{ share: Number(share), thread, object, symbol: (symbol ?? "").replace(/\s+-\s+-$/, "") }];
   });
   return {
     title: `${upstream.label}, native: ${file}`,

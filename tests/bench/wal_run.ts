@@ -57,7 +57,8 @@ export async function runProxy(
       prefix: options.prefix,
       runtimeArgs: options.runtimeArgs,
     });
-    return await measure(bench, dataset, slot, program, upstreams[0]?.brokerPid);
+    const inPrefix = options.prefix !== undefined;
+    return await measure(bench, dataset, slot, program, upstreams[0]?.brokerPid, inPrefix);
   });
   for (const upstream of upstreams) await upstream.finish(dataset.events);
   return pass;
@@ -83,6 +84,7 @@ async function measure(
   slot: string,
   program: Program,
   brokerPid: number | undefined,
+  isChild = false,
 ): Promise<Pass> {
   const broker = brokerPid === undefined ? undefined : new ProcessMeter(brokerPid, true);
   let client = new ProcessMeter(program.pid);
@@ -93,7 +95,7 @@ async function measure(
       const reading = await readSlot(bench.sql, slot, dataset.endLsn);
       if (reading.walsenderPid !== null) walsender ??= new ProcessMeter(reading.walsenderPid);
       walsender?.sample();
-      const [child] = client.cpuMs === 0 ? childrenOf(client.pid) : [];
+      const [child] = isChild && client.pid === program.pid ? childrenOf(client.pid) : [];
       if (child !== undefined) client = new ProcessMeter(child);
       client.finish();
       if (reading.passed) break;
