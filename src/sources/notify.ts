@@ -1,7 +1,7 @@
 /** NOTIFY as a source of events: one session that listens, and a probe that it does. */
 
 import { hash, randomUUID } from "node:crypto";
-import { aborted, sleep } from "../core/backoff.ts";
+import { sleep, unlessAborted } from "../core/backoff.ts";
 import { PermanentError, StandingByError, TransientError } from "../core/errors.ts";
 import type { Event } from "../core/event.ts";
 import { parseNotification } from "../core/notification.ts";
@@ -56,6 +56,9 @@ interface Backend {
   readonly since: string;
 }
 
+/** Nothing ended the session, but nothing comes through it either: nobody knows since when. */
+class SilentError extends TransientError {}
+
 export class NotifySource implements Source {
   readonly name = "notify";
   readonly counts: NotifyCounts = { received: 0, dropped: 0 };
@@ -70,7 +73,9 @@ export class NotifySource implements Source {
   #lastDropReportMs = 0;
   /** The session that held the lock last. */
   #backend: Backend | undefined;
-  /** When the last session ended; what was notified since is gone. */
+  /** When the session was last known to hear. */
+  #heardAtMs = 0;
+  /** Since when nothing is heard; what was notified since is gone. */
   #deafSinceMs: number | undefined;
 
   constructor(options: NotifySourceOptions) {
@@ -97,8 +102,10 @@ export class NotifySource implements Source {
       this.#reportGap();
       options.onOpen();
       await this.#probeUntilLost(session, probe, options.stopping);
+    } catch (error) {
+      if (listening) this.#deafSinceMs = error instanceof SilentError ? this.#heardAtMs : Date.now();
+      throw error;
     } finally {
-      if (listening) this.#deafSinceMs = Date.now();
       // Nobody may be left to report to later.
       this.#reportDropped();
       await session.close();
@@ -181,7 +188,7 @@ export class NotifySource implements Source {
 
   async #probeUntilLost(session: SqlSession, probe: () => Promise<void>, stopping: AbortSignal): Promise<void> {
     const ended = new AbortController();
-    const stop = Promise.race([session.closed, aborted(stopping)]).then(() => ended.abort());
+    const stop = unlessAborted(session.closed, stopping).then(() => ended.abort());
     while (!ended.signal.aborted) {
       await sleep(PROBE_INTERVAL_MS, ended.signal);
       if (!ended.signal.aborted) await Promise.race([probe(), stop]);
@@ -195,19 +202,26 @@ export class NotifySource implements Source {
     const arrival = Promise.withResolvers<"arrived">();
     const patience = new AbortController();
     onArrival(() => arrival.resolve("arrived"));
+    let answered = false;
     const sent = this.#query(session, () => session.sql`select pg_notify(${this.#probeChannel}, '')`);
     const outcome = await Promise.race([
-      sent.then(() => arrival.promise),
+      sent.then(() => {
+        answered = true;
+        return arrival.promise;
+      }),
       session.closed.then(() => "closed" as const),
       sleep(PROBE_PATIENCE_MS, patience.signal).then(() => "silent" as const),
     ]);
     patience.abort();
-    if (outcome === "arrived") return;
+    if (outcome === "arrived") {
+      this.#heardAtMs = Date.now();
+      return;
+    }
     sent.catch(() => {});
     if (outcome === "closed") throw new TransientError(`the connection to PostgreSQL at ${session.where} was lost`);
     const text = `a notification to ourselves did not arrive from PostgreSQL at ${session.where} within ` +
       `${PROBE_PATIENCE_MS / 1000} s`;
-    if (proven) throw new TransientError(`${text}: the connection is given up`);
+    if (proven || !answered) throw new SilentError(`${text}: the connection is given up`);
     throw new PermanentError(`${text}: a pooler in transaction mode swallows LISTEN; connect to PostgreSQL directly`);
   }
 
@@ -215,6 +229,7 @@ export class NotifySource implements Source {
     const { routingKey, message, json } = parseNotification(payload);
     const bytes = Buffer.from(message);
     this.counts.received++;
+    this.#heardAtMs = Date.now();
     const size = bytes.length + OVERHEAD_BYTES;
     if (this.#bufferedBytes + size > this.#options.maxBufferBytes) return this.#drop();
     const event: Event = {

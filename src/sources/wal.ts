@@ -1,7 +1,7 @@
 /** The WAL as a source of events: one replication connection, its slot, and what is confirmed to it. */
 
 import { AckTracker } from "../core/ack_tracker.ts";
-import { aborted } from "../core/backoff.ts";
+import { aborted, unlessAborted } from "../core/backoff.ts";
 import { PermanentError, TransientError } from "../core/errors.ts";
 import { formatLsn } from "../core/lsn.ts";
 import type { RunOptions, Sink, Source } from "../core/source.ts";
@@ -95,7 +95,7 @@ export class WalSource implements Source {
     });
     options.onOpen();
     try {
-      const fault = await Promise.race([session.connection.lost, faults.promise, aborted(options.stopping)]);
+      const fault = await unlessAborted(Promise.race([session.connection.lost, faults.promise]), options.stopping);
       if (fault !== undefined) throw fault;
       await this.#finish(session, reader, tracker, status, options.deadline);
     } finally {

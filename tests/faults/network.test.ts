@@ -6,6 +6,7 @@ import { after } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Proxy } from "../support/proxy.ts";
 import { scenario, type Scope } from "../support/scenario.ts";
+import { until } from "../support/wait.ts";
 import { ALL_KINDS, Plant, WAL_SENDER_TIMEOUT_MS } from "./plant.ts";
 import { report, Trial } from "./trial.ts";
 
@@ -64,6 +65,7 @@ scenario("silence: half-open connections, brokers that acknowledge nothing, an o
     halfOpenToBrokers(scope),
     neverAcknowledged(scope),
     readableLog(scope),
+    silentDuringTheStart(scope),
   ]);
 }, { timeoutMs: 180_000 });
 
@@ -80,8 +82,35 @@ async function halfOpenToPostgres(scope: Scope): Promise<void> {
   // NOTIFY: by the probe. Our own dead session still holds the lock in PostgreSQL, which must not keep us out.
   await proxy.waitForLog(/source notify is back/, 90_000);
   progress(`half-open NOTIFY session replaced after ${seconds(startMs)}`);
+  // Nobody knows since when nothing came through: the gap is told from the last that did, not from its discovery.
+  const gap = await proxy.waitForLog(/notifications sent in the .* are lost/);
+  assert.ok(Number(gap.json?.seconds) > 35, gap.text);
   await trial.notificationPasses("redis");
   report("half-open to PostgreSQL", await trial.finish());
+}
+
+/** A server that goes silent between two steps of a connection's start, where no timer of the work runs yet. */
+async function silentDuringTheStart(scope: Scope): Promise<void> {
+  const trial = await Trial.start(scope, await plant, { kinds: ["redis"] });
+  const proxy = await trial.startProxy();
+  trial.startWriters({ pauseMs: 200 });
+  const steps = ["pg_settings", "pg_replication_slots", "START_REPLICATION", "pg_try_advisory_lock", "LISTEN"];
+  for (const step of steps) {
+    await trial.flows("redis", 20);
+    const source = /advisory|LISTEN/.test(step) ? "notify" : "wal";
+    trial.ways.postgres.silenceAt(step);
+    trial.ways.postgres.cut();
+    const startMs = performance.now();
+    const lines = proxy.log.length;
+    const back = new RegExp(`source ${source} .*(is back|takes over)|source ${source} (is back|takes over)`);
+    await until(() => proxy.log.slice(lines).some(({ text }) => back.test(text)), {
+      what: `source ${source} to be back after a silence at ${step}`,
+      timeoutMs: 60_000,
+    });
+    progress(`silence at ${step} overcome after ${seconds(startMs)}`);
+  }
+  await trial.notificationPasses("redis");
+  report("silent during the start", await trial.finish());
 }
 
 async function halfOpenToBrokers(scope: Scope): Promise<void> {

@@ -94,6 +94,20 @@ test("one direction only", async () => {
   });
 });
 
+test("half open from a certain word on", async () => {
+  await withRelay(async (relay, dial) => {
+    const [client, server] = await dial();
+    relay.silenceAt("magic");
+    client.socket.write("before");
+    await until(() => server.text === "before", { what: "what is said before" });
+    client.socket.write("the magic word");
+    const [other, otherServer] = await dial();
+    other.socket.write("magic again");
+    await until(() => otherServer.text === "magic again", { what: "the second to say it" });
+    assert.deepEqual([server.text, server.closed], ["before", false]);
+  });
+});
+
 test("slows to a trickle, losing nothing", async () => {
   await withRelay(async (relay, dial) => {
     const [client, server] = await dial();

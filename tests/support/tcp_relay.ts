@@ -30,6 +30,7 @@ export class TcpRelay {
   readonly #bytesPerSecond: Partial<Record<Direction, number>> = {};
   #refusing = false;
   #swallowNew = false;
+  #silenceAt: { readonly text: string; times: number } | undefined;
   /** Connections taken since the start, those that were refused not among them. */
   accepted = 0;
 
@@ -82,6 +83,11 @@ export class TcpRelay {
     for (const link of this.#links) link.swallow(directions);
   }
 
+  /** The next `times` connections that say `text` to the server become half open with that. */
+  silenceAt(text: string, times = 1): void {
+    this.#silenceAt = { text, times };
+  }
+
   /** Of all connections, these and new ones, until `heal`. */
   throttle(direction: Direction, bytesPerSecond: number): void {
     this.#bytesPerSecond[direction] = bytesPerSecond;
@@ -92,6 +98,7 @@ export class TcpRelay {
   heal(): void {
     this.#refusing = false;
     this.#swallowNew = false;
+    this.#silenceAt = undefined;
     for (const direction of DIRECTIONS) {
       delete this.#bytesPerSecond[direction];
       for (const link of this.#links) link.throttle(direction, undefined);
@@ -112,10 +119,22 @@ export class TcpRelay {
     }
     this.accepted++;
     const server = connect({ port: this.#options.targetPort, host: "127.0.0.1", noDelay: true });
-    const link = new Link(client, server, this.#options.filters?.() ?? {}, () => this.#links.delete(link));
+    const { toServer = (chunk: Buffer) => chunk, toClient } = this.#options.filters?.() ?? {};
+    const watched: Filter = (chunk) => {
+      if (this.#endsWith(chunk)) link.swallow(DIRECTIONS);
+      return toServer(chunk);
+    };
+    const link = new Link(client, server, { toServer: watched, toClient }, () => this.#links.delete(link));
     this.#links.add(link);
     if (this.#swallowNew) link.swallow(DIRECTIONS);
     for (const direction of DIRECTIONS) link.throttle(direction, this.#bytesPerSecond[direction]);
+  }
+
+  #endsWith(chunk: Buffer): boolean {
+    const silence = this.#silenceAt;
+    if (silence === undefined || silence.times === 0 || !chunk.includes(silence.text)) return false;
+    silence.times--;
+    return true;
   }
 }
 
@@ -125,7 +144,7 @@ class Link {
   readonly #server: Socket;
   readonly #pipes: Readonly<Record<Direction, Pipe>>;
 
-  constructor(client: Socket, server: Socket, filters: Partial<Record<Direction, Filter>>, onEnd: () => void) {
+  constructor(client: Socket, server: Socket, filters: Record<Direction, Filter | undefined>, onEnd: () => void) {
     this.#client = client;
     this.#server = server;
     this.#pipes = {
