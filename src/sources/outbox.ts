@@ -70,7 +70,7 @@ export class OutboxSource implements Source {
       if (layout === undefined) return undefined;
       this.#keepOrForget(layout);
       await session.sql.unsafe(`LISTEN ${WAKE_CHANNEL}`);
-      const table = new OutboxTable(session.sql, layout);
+      const table = await OutboxTable.open(session.sql, layout);
       const channels = this.#options.channels();
       const claimed = await table.claim(channels);
       if (claimed.length === 0) {

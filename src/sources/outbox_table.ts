@@ -54,17 +54,20 @@ export interface OutboxPage {
 }
 
 /**
- * `synchronous_commit` off: a deletion that a crash undoes is a repeat. The planner may know nothing of a table that is
- * mostly empty, and must not take to reading all of it; the server must notice a proxy that is gone, and free its locks.
+ * `synchronous_commit` off: a deletion that a crash undoes is a repeat. The planner knows next to nothing of a table that
+ * fills and empties, and must not take to reading all of it; statements are planned once. The server must notice a proxy
+ * that is gone, and free its locks.
  */
 const SESSION_SETTINGS = [
   "search_path = pg_catalog",
+  "standard_conforming_strings = on",
   "statement_timeout = 0",
   "lock_timeout = 0",
   "default_transaction_isolation = 'read committed'",
   "synchronous_commit = off",
   "enable_seqscan = off",
   "enable_bitmapscan = off",
+  "plan_cache_mode = force_generic_plan",
   "jit = off",
   "tcp_keepalives_idle = 30",
   "tcp_keepalives_interval = 10",
@@ -132,16 +135,20 @@ export async function inspect(sql: Sql): Promise<Inspection> {
 
 const COLUMNS = "e.id, e.channel, e.message";
 
-/** Rows that were not visible to the last look although their ids were passed: by their transactions, over an index. */
+/**
+ * Rows that were not visible to the last look although their ids were passed: by their transactions. The conditions are
+ * such that only the index on (xid, id) serves them, whatever the planner believes.
+ */
 const LATE_ROWS = `
   select late.* from unnest($4::bigint[]) as running (xid)
    cross join lateral (
      select ${COLUMNS}, e.routing_key from events.events e
-      where e.xid = running.xid and e.id > $3::bigint and e.id <= $2::bigint order by e.id limit ${PAGE_ROWS}) late
+      where (e.xid, e.id) > (running.xid, $3::bigint) and (e.xid, e.id) <= (running.xid, $2::bigint)
+      order by e.xid, e.id limit ${PAGE_ROWS}) late
    union all
   select ${COLUMNS}, e.routing_key from events.events e
    where e.xid >= $5::bigint and e.xid < txid_snapshot_xmax(txid_current_snapshot())
-     and e.id + 0 > $3::bigint and e.id <= $2::bigint
+     and e.id + 0 > $3::bigint and e.id + 0 <= $2::bigint
    union all`;
 
 /** One statement, hence one snapshot: what is not in the page was not visible to the snapshot that comes with it. */
@@ -191,22 +198,27 @@ export interface PageRow {
   readonly message: string;
 }
 
-/** Reads the next rows of these channels, at most 1,000 or 4 MiB of them. */
+/** Reads the next rows of some channels, at most 1,000 or 4 MiB of them, deletes rows, and takes locks. */
 export class OutboxTable {
   readonly #sql: Sql;
-  readonly #pageQuery: string;
   readonly #current: boolean;
 
-  constructor(sql: Sql, layout: Layout) {
+  private constructor(sql: Sql, layout: Layout) {
     this.#sql = sql;
     this.#current = layout.current;
-    this.#pageQuery = pageQuery(layout.current);
+  }
+
+  /** Prepares the statements in the session. */
+  static async open(sql: Sql, layout: Layout): Promise<OutboxTable> {
+    await sql.unsafe(`prepare outbox_page as ${pageQuery(layout.current)}`);
+    await sql.unsafe("prepare outbox_delete as delete from events.events where id = any($1::bigint[])");
+    return new OutboxTable(sql, layout);
   }
 
   async page(channels: readonly string[], request: PageRequest): Promise<OutboxPage> {
-    const late = [request.lateAfterId, `{${request.xids.join()}}`, request.fromXid];
-    const params = [textArray(channels), request.afterId, ...this.#current ? late : []];
-    const [first, ...rows] = await this.#sql.unsafe<PageRow[]>(this.#pageQuery, params);
+    const late = [request.lateAfterId, `'{${request.xids.join()}}'`, request.fromXid];
+    const values = [textArray(channels), request.afterId, ...this.#current ? late : []];
+    const [first, ...rows] = await this.#sql.unsafe<PageRow[]>(`execute outbox_page(${values.join()})`);
     if (first === undefined) throw new Error("the server returned no row");
     const head = JSON.parse(first.channel) as PageHead;
     return {
@@ -220,14 +232,12 @@ export class OutboxTable {
   }
 
   async delete(ids: readonly string[]): Promise<void> {
-    await this.#sql.unsafe("delete from events.events where id = any($1::bigint[])", [`{${ids.join()}}`]);
+    await this.#sql.unsafe(`execute outbox_delete('{${ids.join()}}')`);
   }
 
   async count(channel: string): Promise<string> {
-    const [row] = await this.#sql.unsafe<{ count: string }[]>(
-      "select count(*)::text as count from events.events where channel = $1::text",
-      [channel],
-    );
+    const [row] = await this.#sql<{ count: string }[]>`
+      select count(*)::text as count from events.events where channel = ${channel}`;
     return row?.count ?? "0";
   }
 
@@ -252,14 +262,14 @@ export class OutboxTable {
   async #lock(call: string, channels: readonly string[]): Promise<string[]> {
     if (channels.length === 0) return [];
     const rows = await this.#sql.unsafe<{ channel: string; done: boolean }[]>(
-      `select channel, ${call} as done from unnest($1::text[]) as channel`,
-      [textArray(channels)],
+      `select channel, ${call} as done from unnest(${textArray(channels)}::text[]) as channel`,
     );
     return rows.filter(({ done }) => done).map(({ channel }) => channel);
   }
 }
 
-/** The text form of an array of texts. */
+/** An array of texts as a literal, where standard_conforming_strings is on. */
 function textArray(texts: readonly string[]): string {
-  return `{${texts.map((text) => `"${text.replace(/["\\]/g, "\\$&")}"`).join()}}`;
+  const elements = texts.map((text) => `"${text.replace(/["\\]/g, "\\$&")}"`).join();
+  return `'{${elements.replaceAll("'", "''")}}'`;
 }
