@@ -65,6 +65,7 @@ async function runAll(): Promise<number> {
     interrupted.signal.throwIfAborted();
     totals.push([run.title, await execute({ ...run, env: { ...env, ...run.env } }, totals.length)]);
   }
+  interrupted.signal.throwIfAborted();
   process.stdout.write("\n");
   for (const [title, counts] of totals) process.stdout.write(`${title}: ${describe(counts)}\n`);
   const sum = totals.reduce((all, [, { passed, failed, skipped }]) => ({
