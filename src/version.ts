@@ -1,12 +1,14 @@
-/** What `--version` tells. The build puts commit and date in place of the variables; from source they are not known. */
+/** What `--version` tells. The build defines commit and date; from source they are not known. */
 
-import process from "node:process";
 import manifest from "../deno.json" with { type: "json" };
+
+declare const PGPROXY_BUILD_COMMIT: string | undefined;
+declare const PGPROXY_BUILD_DATE: string | undefined;
 
 export const VERSION: string = manifest.version;
 
 export function versionText(): string {
-  const commit = process.env.PGPROXY_BUILD_COMMIT;
-  const date = process.env.PGPROXY_BUILD_DATE;
-  return commit === undefined ? `${VERSION} (from source)` : `${VERSION} (commit ${commit}, built ${date ?? "?"})`;
+  if (typeof PGPROXY_BUILD_COMMIT === "undefined") return `${VERSION} (from source)`;
+  const date = typeof PGPROXY_BUILD_DATE === "undefined" ? "" : `, ${PGPROXY_BUILD_DATE}`;
+  return `${VERSION} (commit ${PGPROXY_BUILD_COMMIT}${date})`;
 }
