@@ -60,8 +60,7 @@ export async function writeDataset(bench: Bench, options: DatasetOptions): Promi
     return records.map(({ data }) => data);
   });
   await sql.unsafe(`truncate ${TABLE}`);
-  const slot = slotName();
-  await sql`select pg_create_logical_replication_slot(${slot}, 'wal2json')`;
+  const slot = await newSlot(sql);
   await write(options.rows);
   const [{ lsn }] = await sql<[{ lsn: string }]>`select pg_current_wal_insert_lsn()::text as lsn`;
   await sql`checkpoint`;
@@ -85,6 +84,13 @@ export async function withSlotCopy<T>(bench: Bench, dataset: Dataset, work: (slo
   } finally {
     await dropSlot(bench.sql, copy);
   }
+}
+
+/** Everything that is written from now on. */
+export async function newSlot(sql: postgres.Sql): Promise<string> {
+  const slot = slotName();
+  await sql`select pg_create_logical_replication_slot(${slot}, 'wal2json')`;
+  return slot;
 }
 
 /** Waits until whoever streams from it is gone. */
@@ -111,8 +117,7 @@ export async function readSlot(sql: postgres.Sql, slot: string, endLsn: string):
 }
 
 async function withNewSlot<T>(sql: postgres.Sql, work: (slot: string) => Promise<T>): Promise<T> {
-  const slot = slotName();
-  await sql`select pg_create_logical_replication_slot(${slot}, 'wal2json')`;
+  const slot = await newSlot(sql);
   try {
     return await work(slot);
   } finally {

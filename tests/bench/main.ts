@@ -9,12 +9,14 @@ import { parseArgs } from "node:util";
 import { type ProxyRuntime, ROOT_DIR } from "../support/proxy.ts";
 import { Bench, type Mode, say, type Settings } from "./bench.ts";
 import { profileSection } from "./profile.ts";
+import { latencySection } from "./latency.ts";
 import { commit, machine, versions } from "./machine.ts";
 import { loadBenchFile, markdownReport, saveSection, type Section, terminalTable, verdictTable } from "./report.ts";
 import { walSection } from "./wal.ts";
 
 const SECTIONS: Readonly<Record<string, (bench: Bench) => Promise<Section>>> = {
   wal: walSection,
+  latency: latencySection,
   profile: profileSection,
 };
 

@@ -7,6 +7,7 @@
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { ProxyRuntime } from "../support/proxy.ts";
+import { until } from "../support/wait.ts";
 import type { Bench } from "./bench.ts";
 import { type Dataset, readSlot, withSlotCopy } from "./dataset.ts";
 import { childrenOf, ProcessMeter } from "./process_figures.ts";
@@ -76,6 +77,15 @@ export function proxyEnv(bench: Bench, slot: string, upstreams: readonly Upstrea
     }
   }
   return env;
+}
+
+/** Every source and upstream is connected. */
+export async function untilReady(program: Program): Promise<void> {
+  await until(() => {
+    if (program.ended !== undefined) return "ended";
+    return program.stderr.includes('"ready: every source and upstream is connected"');
+  }, { what: () => `the proxy to be ready\n${program.stderr}`, timeoutMs: 30_000, intervalMs: 5 });
+  program.assertRunning();
 }
 
 async function measure(
