@@ -4,7 +4,7 @@
  */
 
 import type { Logger } from "../log.ts";
-import { errorText } from "./errors.ts";
+import { errorText, PermanentError } from "./errors.ts";
 
 const REPEAT_MS = 30_000;
 const FLAPPING_MS = 600_000;
@@ -20,6 +20,8 @@ export class OutageLog {
   #told: number[] = [];
   /** Whether the present outage has no line. */
   #quiet = false;
+  /** The last permanent fault of the present outage. */
+  #permanent: string | undefined;
 
   /** `what` names the connection in the lines: `amqp upstream "local"`. */
   constructor(log: Logger, what: string) {
@@ -31,10 +33,15 @@ export class OutageLog {
     return this.#since !== undefined;
   }
 
+  /** A fault that only the operator can mend has a line as soon as it shows, also in the middle of an outage. */
   failed(error: unknown): void {
     const now = Date.now();
+    const reason = errorText(error);
     this.#failures++;
-    const due = now - this.#lastLineAt >= REPEAT_MS;
+    const isNews = error instanceof PermanentError && reason !== this.#permanent;
+    if (isNews) this.#permanent = reason;
+    const level = error instanceof PermanentError ? "error" : "warn";
+    const due = isNews || now - this.#lastLineAt >= REPEAT_MS;
     if (this.#since === undefined) {
       this.#since = now;
       this.#told = this.#told.filter((at) => now - at < FLAPPING_MS);
@@ -42,19 +49,19 @@ export class OutageLog {
       if (this.#quiet) return;
       this.#told = [...this.#told, now].slice(-FLAPPING_OUTAGES);
       this.#lastLineAt = now;
-      this.#log.warn("{what} is not available{again}: {reason}; retrying", {
+      this.#log[level]("{what} is not available{again}: {reason}; retrying", {
         what: this.#what,
         again: this.#failures > 1 ? `, after ${this.#failures - 1} failures not listed, between which it was back` : "",
-        reason: errorText(error),
+        reason,
       });
     } else if (due) {
       this.#lastLineAt = now;
       this.#quiet = false;
-      this.#log.warn("{what} is still not available after {seconds} s and {failures} failures: {reason}; retrying", {
+      this.#log[level]("{what} is still not available after {seconds} s and {failures} failures: {reason}; retrying", {
         what: this.#what,
         seconds: Math.round((now - this.#since) / 1000),
         failures: this.#failures,
-        reason: errorText(error),
+        reason,
       });
     }
   }
@@ -64,6 +71,7 @@ export class OutageLog {
     if (this.#since === undefined) return;
     const seconds = (Date.now() - this.#since) / 1000;
     this.#since = undefined;
+    this.#permanent = undefined;
     if (this.#quiet) return;
     this.#failures = 0;
     this.#log.info("{what} is back after {seconds} s{detail}", {

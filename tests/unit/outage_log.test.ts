@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { PermanentError } from "../../src/core/errors.ts";
 import { OutageLog } from "../../src/core/outage_log.ts";
 import { LogRecorder } from "./log_recorder.ts";
 
@@ -42,6 +43,29 @@ test("an outage has a line at its beginning, one each 30 s, and one at its end",
       text: "the broker is still not available after 60 s and 61 failures: connection refused; retrying",
     },
     { level: "info", text: "the broker is back after 66 s; 3 events are sent again" },
+  ]);
+});
+
+test("what only the operator can mend has a line as soon as it shows, and once", () => {
+  using clock = new Clock();
+  const recorder = new LogRecorder();
+  const outage = new OutageLog(recorder.logger, "it");
+  for (let second = 0; second < 10; second++) {
+    clock.nowMs += 1000;
+    outage.failed(second < 2 ? "connection refused" : new PermanentError("the slot is lost: drop it"));
+  }
+  outage.failed("connection refused");
+  outage.failed(new PermanentError("the slot is lost: drop it"));
+  outage.recovered();
+  outage.failed(new PermanentError("the slot is lost: drop it"));
+  assert.deepEqual(recorder.lines, [
+    { level: "warn", text: "it is not available: connection refused; retrying" },
+    {
+      level: "error",
+      text: "it is still not available after 2 s and 3 failures: the slot is lost: drop it; retrying",
+    },
+    { level: "info", text: "it is back after 9 s" },
+    { level: "error", text: "it is not available: the slot is lost: drop it; retrying" },
   ]);
 });
 
