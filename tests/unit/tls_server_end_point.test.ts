@@ -1,27 +1,34 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { createHash, X509Certificate } from "node:crypto";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { test } from "node:test";
+import { after, test } from "node:test";
 import fc from "fast-check";
 import { tlsServerEndPoint } from "../../src/postgres/auth.ts";
 
-function makeCertificate(key: readonly string[], digest: readonly string[]): Uint8Array {
-  const dir = mkdtempSync(join(tmpdir(), "pg-event-proxy-cert-"));
-  try {
-    const path = join(dir, "cert.der");
-    const args = ["req", "-x509", "-nodes", "-days", "1", "-subj", "/CN=localhost", "-keyout", join(dir, "key.pem")];
-    execFileSync("openssl", [...args, "-outform", "DER", "-out", path, ...key, ...digest], { stdio: "pipe" });
-    return readFileSync(path);
-  } finally {
-    rmSync(dir, { recursive: true });
-  }
+const dir = mkdtempSync(join(tmpdir(), "pg-event-proxy-cert-"));
+
+after(() => rmSync(dir, { recursive: true }));
+
+function openssl(...args: readonly string[]): void {
+  execFileSync("openssl", args, { stdio: "pipe" });
 }
 
-const RSA = ["-newkey", "rsa:2048"];
-const EC = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+/** A certificate in DER. `key` are the arguments of `openssl genpkey`; each key is made once, since RSA takes a while. */
+function makeCertificate(key: readonly string[], digest: readonly string[]): Uint8Array {
+  const keyFile = join(dir, `${key.join("")}.pem`);
+  if (!existsSync(keyFile)) openssl("genpkey", "-algorithm", ...key, "-out", keyFile);
+  const certificate = join(dir, "certificate.der");
+  const out = ["-outform", "DER", "-out", certificate];
+  openssl("req", "-x509", "-new", "-key", keyFile, "-days", "1", "-subj", "/CN=localhost", ...out, ...digest);
+  return readFileSync(certificate);
+}
+
+const RSA = ["RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
+const EC = ["EC", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+const ED25519 = ["ed25519"];
 
 /** RFC 5929, section 4.1: the hash of the signature, but SHA-256 for MD5 and SHA-1. */
 const CERTIFICATES: Array<[what: string, key: string[], digest: string[], hash: string]> = [
@@ -47,7 +54,7 @@ for (const [what, key, digest, hash] of CERTIFICATES) {
 }
 
 const WITHOUT: Array<[what: string, key: string[], digest: string[]]> = [
-  ["Ed25519", ["-newkey", "ed25519"], []],
+  ["Ed25519", ED25519, []],
   ["RSA-PSS", RSA, ["-sha256", "-sigopt", "rsa_padding_mode:pss"]],
 ];
 
