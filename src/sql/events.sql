@@ -34,7 +34,8 @@ begin
   -- Two that install at once: one after the other.
   perform pg_advisory_xact_lock(1885824363, 0);
 
-  if to_regprocedure('events.version()') is not null then
+  if exists (select from pg_proc where oid = to_regprocedure('events.version()') and prokind = 'f' and prorettype = 'int'::regtype)
+  then
     execute 'select events.version()' into installed_version;
     if installed_version > 1 then
       raise exception 'the schema events has version %, newer than this script', installed_version;
