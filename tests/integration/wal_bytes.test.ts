@@ -1,13 +1,12 @@
 /** What is delivered of the WAL is, byte for byte and in order, what the server itself decodes with the same options. */
 
 import assert from "node:assert/strict";
-import { connect, createServer, type Socket } from "node:net";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import type postgres from "postgres";
 import { consumeAmqp, consumeMqtt, consumeRedis, type MqttMessage } from "../support/consumers.ts";
 import { iniText, printedEvents, scenario, type TestDatabase, uniqueName } from "../support/scenario.ts";
-import { freePort } from "../support/servers.ts";
+import { TcpRelay } from "../support/tcp_relay.ts";
 import { until } from "../support/wait.ts";
 
 type Sql = postgres.Sql;
@@ -430,17 +429,20 @@ scenario("what was sent and not acknowledged is sent again after SIGKILL, with t
   const topic = uniqueName("topic");
   const amqp = scope.keep(await consumeAmqp(rabbitmq.uri, { queue }));
   const mqtt = scope.keep(await consumeMqtt(mosquitto.uri, topic, { protocolVersion: 5 }));
-  const relays = [scope.keep(await startRelay(rabbitmq.port)), scope.keep(await startRelay(mosquitto.port))] as const;
+  const relays = [
+    scope.keep(await TcpRelay.start({ targetPort: rabbitmq.port })),
+    scope.keep(await TcpRelay.start({ targetPort: mosquitto.port })),
+  ] as const;
   const config = iniText({
     database: { uri, replication_slot: name },
     "upstream.rabbitmq": {
       kind: "amqp",
-      uri: rabbitmq.uri.replace(`:${rabbitmq.port}`, `:${relays[0].port}`),
+      uri: relays[0].uriOf(rabbitmq.uri),
       bridge_channels: `wal2json->queue:${queue}`,
     },
     "upstream.mosquitto": {
       kind: "mqtt",
-      uri: mosquitto.uri.replace(`:${mosquitto.port}`, `:${relays[1].port}`),
+      uri: relays[1].uriOf(mosquitto.uri),
       protocol_version: "5",
       bridge_channels: `wal2json->topic:${topic}`,
     },
@@ -452,7 +454,7 @@ scenario("what was sent and not acknowledged is sent again after SIGKILL, with t
   await confirmedPast(name, sql);
 
   // From here on the brokers take everything, and the program hears nothing of it.
-  for (const relay of relays) relay.holdAnswers();
+  for (const relay of relays) relay.swallow(["toClient"]);
   await sql`insert into t select i, repeat('x', 100) from generate_series(1, 10) i`;
   await sql`update t set filler = 'changed' where id <= 3`;
   // Below 20, which is all that Mosquitto lets a client of MQTT 5 have unanswered.
@@ -461,7 +463,6 @@ scenario("what was sent and not acknowledged is sent again after SIGKILL, with t
   await amqp.waitFor(unanswered);
   await mqtt.waitFor(unanswered);
   assert.deepEqual(await first.kill("SIGKILL"), { code: null, signal: "SIGKILL" });
-  for (const relay of relays) relay.passAnswers();
 
   const second = await scope.readyProxy(options);
   await amqp.waitFor(unanswered + again);
@@ -486,45 +487,4 @@ async function confirmedPast(slot: string, sql: TestDatabase["sql"]): Promise<vo
       select confirmed_flush_lsn >= ${now?.lsn ?? ""} as past from pg_replication_slots where slot_name = ${slot}`;
     return row?.past;
   }, { what: `slot ${slot} to confirm ${now?.lsn}` });
-}
-
-interface Relay {
-  readonly port: number;
-  /** What the server says from now on is not passed on. */
-  holdAnswers(): void;
-  /** For connections made from now on. */
-  passAnswers(): void;
-  close(): Promise<void>;
-}
-
-/** Stands between the program and a server at `port`. */
-async function startRelay(port: number): Promise<Relay> {
-  let holding = false;
-  const sockets = new Set<Socket>();
-  const listener = createServer((client) => {
-    const server = connect(port, "127.0.0.1");
-    for (const [one, other] of [[client, server], [server, client]] as const) {
-      sockets.add(one);
-      one.on("error", () => {});
-      one.on("close", () => {
-        sockets.delete(one);
-        other.destroy();
-      });
-    }
-    client.on("data", (chunk) => server.write(chunk));
-    server.on("data", (chunk) => {
-      if (!holding) client.write(chunk);
-    });
-  });
-  const ownPort = await freePort();
-  await new Promise<void>((resolve) => listener.listen(ownPort, "127.0.0.1", resolve));
-  return {
-    port: ownPort,
-    holdAnswers: () => holding = true,
-    passAnswers: () => holding = false,
-    close() {
-      for (const socket of sockets) socket.destroy();
-      return new Promise((resolve) => listener.close(() => resolve()));
-    },
-  };
 }

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import postgres from "postgres";
 import { withAmqpChannel } from "./consumers.ts";
 import { type Proxy, type ProxyOptions, startProxy } from "./proxy.ts";
-import { type RunningPostgres, type SharedServers, sharedServers } from "./servers.ts";
+import { type RunningPostgres, sharedServer, type SharedServers, sharedServers } from "./servers.ts";
 import { until } from "./wait.ts";
 
 export interface TestDatabase {
@@ -61,7 +61,7 @@ export class Scope {
 
   /** Default server: the shared one. */
   async database(server?: RunningPostgres): Promise<TestDatabase> {
-    const { name, uri, drop } = await (server ?? (await this.servers).postgres).createDatabase("test");
+    const { name, uri, drop } = await (server ?? await sharedServer("postgres")).createDatabase("test");
     this.defer(drop);
     const sql = postgres(uri, { max: 8, onnotice: () => {}, connect_timeout: 10 });
     this.defer(() => sql.end({ timeout: 1 }));
@@ -95,7 +95,7 @@ export class Scope {
   /** A durable queue of the shared RabbitMQ, or of the one at `uri`. */
   async queue(uri?: string): Promise<string> {
     const name = uniqueName("queue");
-    const at = uri ?? (await this.servers).rabbitmq.uri;
+    const at = uri ?? (await sharedServer("rabbitmq")).uri;
     await withAmqpChannel(at, (channel) => channel.assertQueue(name, { durable: true }));
     this.defer(() => withAmqpChannel(at, (channel) => channel.deleteQueue(name)));
     return name;
@@ -103,7 +103,7 @@ export class Scope {
 
   /** A durable topic exchange of the shared RabbitMQ. */
   async exchange(name = uniqueName("exchange")): Promise<string> {
-    const { uri } = (await this.servers).rabbitmq;
+    const { uri } = await sharedServer("rabbitmq");
     await withAmqpChannel(uri, (channel) => channel.assertExchange(name, "topic", { durable: true }));
     this.defer(() => withAmqpChannel(uri, (channel) => channel.deleteExchange(name)));
     return name;
