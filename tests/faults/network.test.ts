@@ -94,20 +94,27 @@ async function silentDuringTheStart(scope: Scope): Promise<void> {
   const trial = await Trial.start(scope, await plant, { kinds: ["redis"] });
   const proxy = await trial.startProxy();
   trial.startWriters({ pauseMs: 200 });
-  const steps = ["pg_settings", "pg_replication_slots", "START_REPLICATION", "pg_try_advisory_lock", "LISTEN"];
-  for (const step of steps) {
+  const rounds = [
+    { wal: "pg_settings", notify: "pg_try_advisory_lock" },
+    { wal: "pg_replication_slots", notify: "LISTEN" },
+    { wal: "START_REPLICATION" },
+  ];
+  for (const steps of rounds) {
     await trial.flows("redis", 20);
-    const source = /advisory|LISTEN/.test(step) ? "notify" : "wal";
-    trial.ways.postgres.silenceAt(step);
+    const lines = proxy.log.length;
+    for (const step of Object.values(steps)) trial.ways.postgres.silenceAt(step);
     trial.ways.postgres.cut();
     const startMs = performance.now();
-    const lines = proxy.log.length;
-    const back = new RegExp(`source ${source} .*(is back|takes over)|source ${source} (is back|takes over)`);
-    await until(() => proxy.log.slice(lines).some(({ text }) => back.test(text)), {
-      what: `source ${source} to be back after a silence at ${step}`,
-      timeoutMs: 60_000,
-    });
-    progress(`silence at ${step} overcome after ${seconds(startMs)}`);
+    await Promise.all(
+      Object.entries(steps).map(async ([source, step]) => {
+        const back = new RegExp(`source ${source}\\b.*(is back|takes over)`);
+        await until(() => proxy.log.slice(lines).some(({ text }) => back.test(text)), {
+          what: `source ${source} to be back after a silence at ${step}`,
+          timeoutMs: 60_000,
+        });
+        progress(`silence at ${step} overcome after ${seconds(startMs)}`);
+      }),
+    );
   }
   await trial.notificationPasses("redis");
   report("silent during the start", await trial.finish());

@@ -30,7 +30,7 @@ export class TcpRelay {
   readonly #bytesPerSecond: Partial<Record<Direction, number>> = {};
   #refusing = false;
   #swallowNew = false;
-  #silenceAt: { readonly text: string; times: number } | undefined;
+  readonly #silenceAt = new Set<string>();
   /** Connections taken since the start, those that were refused not among them. */
   accepted = 0;
 
@@ -83,9 +83,9 @@ export class TcpRelay {
     for (const link of this.#links) link.swallow(directions);
   }
 
-  /** The next `times` connections that say `text` to the server become half open with that. */
-  silenceAt(text: string, times = 1): void {
-    this.#silenceAt = { text, times };
+  /** The next connection that says `text` to the server becomes half open with that. May be called for several texts. */
+  silenceAt(text: string): void {
+    this.#silenceAt.add(text);
   }
 
   /** Of all connections, these and new ones, until `heal`. */
@@ -98,7 +98,7 @@ export class TcpRelay {
   heal(): void {
     this.#refusing = false;
     this.#swallowNew = false;
-    this.#silenceAt = undefined;
+    this.#silenceAt.clear();
     for (const direction of DIRECTIONS) {
       delete this.#bytesPerSecond[direction];
       for (const link of this.#links) link.throttle(direction, undefined);
@@ -131,10 +131,8 @@ export class TcpRelay {
   }
 
   #endsWith(chunk: Buffer): boolean {
-    const silence = this.#silenceAt;
-    if (silence === undefined || silence.times === 0 || !chunk.includes(silence.text)) return false;
-    silence.times--;
-    return true;
+    const said = [...this.#silenceAt].find((text) => chunk.includes(text));
+    return said !== undefined && this.#silenceAt.delete(said);
   }
 }
 
