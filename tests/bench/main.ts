@@ -8,7 +8,11 @@ import process from "node:process";
 import { parseArgs } from "node:util";
 import { type ProxyRuntime, ROOT_DIR } from "../support/proxy.ts";
 import { Bench, type Mode, say, type Settings } from "./bench.ts";
+import { notifySection } from "./notify.ts";
+import { startSection } from "./start.ts";
 import { profileSection } from "./profile.ts";
+import { denoSection } from "./deno.ts";
+import { growthSection } from "./growth.ts";
 import { latencySection } from "./latency.ts";
 import { commit, machine, versions } from "./machine.ts";
 import { loadBenchFile, markdownReport, saveSection, type Section, terminalTable, verdictTable } from "./report.ts";
@@ -16,7 +20,11 @@ import { walSection } from "./wal.ts";
 
 const SECTIONS: Readonly<Record<string, (bench: Bench) => Promise<Section>>> = {
   wal: walSection,
+  notify: notifySection,
   latency: latencySection,
+  growth: growthSection,
+  start: startSection,
+  deno: denoSection,
   profile: profileSection,
 };
 
