@@ -16,6 +16,8 @@ export interface OutboxSourceOptions {
   readonly channels: () => readonly string[];
   readonly sink: Sink;
   readonly log: Logger;
+  /** How often a database without the table is looked at, in milliseconds; default 30,000. */
+  readonly absentRetryMs?: number;
 }
 
 const ACTION = "draining durable messages";
@@ -58,7 +60,8 @@ export class OutboxSource implements Source {
         await session.close();
       }
       if (outcome === "stopped") return;
-      await sleep(outcome === "absent" ? ABSENT_RETRY_MS : CHANGED_RETRY_MS, options.stopping);
+      const absentRetryMs = this.#options.absentRetryMs ?? ABSENT_RETRY_MS;
+      await sleep(outcome === "absent" ? absentRetryMs : CHANGED_RETRY_MS, options.stopping);
     }
   }
 

@@ -113,6 +113,10 @@ export class OutboxDrain {
       await this.#finish(deadline);
       return "stopped";
     } catch (error) {
+      if (deadline.aborted) {
+        this.#tellUnfinished();
+        return "stopped";
+      }
       if (isLayoutError(error)) return "changed";
       throw error instanceof OperatorError ? error : session.explain(error, this.#options.action);
     } finally {
@@ -266,13 +270,18 @@ export class OutboxDrain {
 
   /** Hands out no more, waits for the acknowledgements of what was, and deletes it. */
   async #finish(deadline: AbortSignal): Promise<void> {
-    const { inFlight, log } = this.#options;
+    const { inFlight } = this.#options;
     this.#rows = [];
     for (;;) {
       while (inFlight.deletable > 0 && !this.#lost) await this.#delete();
       if (inFlight.unacknowledged === 0 || this.#lost || deadline.aborted) break;
       await this.#pause.for(SLOW_MS);
     }
+    this.#tellUnfinished();
+  }
+
+  #tellUnfinished(): void {
+    const { inFlight, log } = this.#options;
     if (inFlight.size === 0) return;
     log.warn("stopping with {messages} durable messages not acknowledged; they are sent again at the next start", {
       messages: inFlight.size,
