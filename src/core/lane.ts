@@ -12,6 +12,11 @@ import type { Delivery, Session, Target, Upstream } from "./upstream.ts";
 /** What a waiting event costs besides its payload, in bytes: the objects around it, as measured under Bun. */
 const EVENT_OVERHEAD_BYTES = 400;
 
+/** Reading further ahead than this many windows only costs memory: the source can go on long before they are used up. */
+const WINDOWS_AHEAD = 2;
+/** Even a window of one is worth a chunk of the source's socket. */
+const MIN_UNSETTLED = 1000;
+
 /** After this many connections in a row that were lost without one acknowledgement, events are sent one at a time. */
 const FRUITLESS_SESSIONS = 3;
 
@@ -73,6 +78,7 @@ class LaneDelivery implements Delivery {
 export class Lane {
   readonly #options: LaneOptions;
   readonly #maxInFlight: number;
+  readonly #maxUnsettled: number;
   readonly #outage: OutageLog;
   readonly #log: Logger;
   readonly counts: LaneCounts = { delivered: 0, resent: 0, dropped: 0, connections: 0 };
@@ -82,6 +88,8 @@ export class Lane {
   #head = 0;
   #sent = 0;
   #inFlight = 0;
+  /** Deliveries taken and not settled. */
+  #unsettled = 0;
   #bytes = 0;
 
   #session: Session | undefined;
@@ -103,6 +111,7 @@ export class Lane {
   constructor(options: LaneOptions) {
     this.#options = options;
     this.#maxInFlight = options.upstream.maxInFlight;
+    this.#maxUnsettled = Math.max(MIN_UNSETTLED, WINDOWS_AHEAD * this.#maxInFlight);
     this.#log = options.log;
     this.#outage = new OutageLog(options.log, this.name);
     this.#holdOutage = new OutageLog(options.log, `delivery to ${this.name}`);
@@ -133,9 +142,13 @@ export class Lane {
     return this.#bytes;
   }
 
-  /** Set when the memory bound is reached, cleared when a quarter of it is free again. */
+  /** Set when a bound is reached, cleared when a quarter of both is free again. */
   get congested(): boolean {
     return this.#congested;
+  }
+
+  #isBeyond(part: number): boolean {
+    return this.#bytes >= this.#options.maxInFlightBytes * part || this.#unsettled >= this.#maxUnsettled * part;
   }
 
   onRelief(listener: () => void): void {
@@ -145,8 +158,9 @@ export class Lane {
   push(event: Event, target: Target, completion: Completion): void {
     completion.retain();
     this.#queue.push(new LaneDelivery(this, event, target, completion));
+    this.#unsettled++;
     this.#bytes += sizeOf(event);
-    if (this.#bytes >= this.#options.maxInFlightBytes) this.#congested = true;
+    if (this.#isBeyond(1)) this.#congested = true;
     this.#schedulePump();
   }
 
@@ -364,11 +378,12 @@ export class Lane {
       this.#inFlight--;
     }
     if (this.#probing > 0) this.#probing--;
+    this.#unsettled--;
     this.#bytes -= sizeOf(delivery.event);
     while (this.#head < this.#sent && this.#queue[this.#head]!.settled) this.#queue[this.#head++] = undefined;
     this.#forgetSettled();
     delivery.completion.release();
-    if (this.#congested && this.#bytes < this.#options.maxInFlightBytes * 0.75) this.#notifyRelief();
+    if (this.#congested && !this.#isBeyond(0.75)) this.#notifyRelief();
     if (this.#held !== undefined && this.#inFlight === 0) this.#windowAnswered();
     if (this.#sent < this.#queue.length) this.#schedulePump();
     if (this.#head === this.#queue.length) this.#notifyEmpty();
