@@ -63,6 +63,7 @@ export class Plant {
 
 const STARTERS: Readonly<Record<BrokerKind, (config: readonly string[]) => Promise<Server>>> = {
   amqp: (config) => startRabbitmq({ config }),
-  mqtt: (config) => startMosquitto({ config }),
+  // It tells MQTT 5 clients to send no more than this at once: its default of 20 makes for little on the way.
+  mqtt: (config) => startMosquitto({ config: ["max_inflight_messages 500", ...config] }),
   redis: (config) => startRedis({ config }),
 };

@@ -49,7 +49,7 @@ export class Trial {
   readonly #recordings = new Map<BrokerKind, Recording>();
   #writers: Writers | undefined;
   #marker = 0;
-  /** Sent by `notificationPasses`: not in the WAL. */
+  /** Digests of what `notify` sent. */
   readonly #notifications = new Set<string>();
 
   private constructor(
@@ -169,14 +169,24 @@ export class Trial {
     }
   }
 
+  /** Sends one, which is not in the WAL. Its text must be unique. */
+  async notify(message: string): Promise<void> {
+    this.#notifications.add(digest(message));
+    await this.sql.notify(MESSAGE_CHANNEL, message);
+  }
+
+  /** How many times a message has arrived. */
+  deliveries(kind: BrokerKind, message: string): number {
+    const wanted = digest(message);
+    return this.arrivals(kind).filter(({ text }) => text === wanted).length;
+  }
+
   /** A notification sent now arrives. The program is connected, hence one is enough. */
   async notificationPasses(kind: BrokerKind): Promise<void> {
     const message = uniqueName("notification");
-    await this.sql.notify(MESSAGE_CHANNEL, message);
-    const expected = digest(message);
-    this.#notifications.add(expected);
+    await this.notify(message);
     const { digests } = this.#recordings.get(kind)!;
-    await until(() => digests.has(expected), { what: `a notification to arrive at ${kind}` });
+    await until(() => digests.has(digest(message)), { what: `a notification to arrive at ${kind}` });
   }
 
   async confirmedLsn(): Promise<string> {

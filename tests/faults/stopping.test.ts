@@ -1,0 +1,104 @@
+/** The ends that are meant: signals to the program, and a fast shutdown of PostgreSQL with the program attached. */
+
+import assert from "node:assert/strict";
+import process from "node:process";
+import { after } from "node:test";
+import { scenario } from "../support/scenario.ts";
+import { until } from "../support/wait.ts";
+import { restartPostgres } from "./faults.ts";
+import { Plant } from "./plant.ts";
+import { report, Trial } from "./trial.ts";
+
+const LARGE_ROWS = 10_000;
+
+const plant = Plant.start({ postgresSettings: { wal_sender_timeout: "60s" } });
+after(async () => await (await plant).stop());
+
+scenario("SIGTERM and SIGINT drain and confirm: exit 0, and the next start redelivers nothing", async (scope) => {
+  const trial = await Trial.start(scope, await plant, { database: { shutdown_timeout: "60" } });
+  let proxy = await trial.startProxy();
+  trial.startWriters();
+  for (const signal of ["SIGTERM", "SIGINT", "SIGTERM"] as const) {
+    await Promise.all(trial.kinds.map((kind) => trial.flows(kind)));
+    assert.deepEqual(await proxy.kill(signal), { code: 0, signal: null });
+    proxy = await trial.startProxy();
+  }
+  // In the middle of a large transaction: it is read and delivered to its end.
+  await trial.passMarker();
+  await trial.sql`insert into orders select -4, i, 'large' from generate_series(1, ${LARGE_ROWS}::int) i`;
+  await trial.flows("redis", 2_000);
+  assert.deepEqual(await proxy.kill("SIGTERM"), { code: 0, signal: null });
+  await trial.startProxy();
+  const verdicts = await trial.finish();
+  report("stopped 4 times by signals", verdicts);
+  assert.deepEqual([...verdicts].map(([kind, { repeats }]) => [kind, repeats]), trial.kinds.map((kind) => [kind, 0]));
+}, { timeoutMs: 120_000 });
+
+scenario(
+  "a second signal, and shutdown_timeout, end it; nothing is lost",
+  async (scope) => {
+    const trial = await Trial.start(scope, await plant, { kinds: ["amqp"], database: { shutdown_timeout: "2" } });
+    const broker = trial.plant.broker("amqp");
+    scope.defer(() => broker.thaw());
+    let proxy = await trial.startProxy();
+    trial.startWriters();
+    await trial.flows("amqp");
+    broker.freeze();
+    // Enough for something to be on its way.
+    await trial.sql`insert into orders select -5, i, 'waits' from generate_series(1, 100) i`;
+    process.kill(proxy.pid, "SIGTERM");
+    await proxy.waitForLog(/SIGTERM: stopping, waiting up to 2 s/);
+    const secondMs = performance.now();
+    assert.deepEqual(await proxy.kill("SIGTERM"), { code: 143, signal: null });
+    assert.ok(performance.now() - secondMs < 1_000, `a second signal took ${performance.now() - secondMs} ms`);
+    broker.thaw();
+
+    proxy = await trial.startProxy();
+    await trial.flows("amqp");
+    broker.freeze();
+    await trial.sql`insert into orders select -6, i, 'waits' from generate_series(1, 100) i`;
+    const startMs = performance.now();
+    assert.deepEqual(await proxy.kill("SIGTERM"), { code: 0, signal: null });
+    const tookMs = performance.now() - startMs;
+    assert.ok(tookMs > 1_900 && tookMs < 6_000, `shutdown_timeout=2 took ${tookMs} ms`);
+    assert.ok(proxy.log.some(({ text }) => /stopping with \d+ transactions not acknowledged/.test(text)), proxy.stderr);
+    broker.thaw();
+    await trial.startProxy();
+    report("ended by force", await trial.finish());
+  },
+  { timeoutMs: 90_000 },
+);
+
+scenario(
+  "PostgreSQL shuts down fast with the program attached, also with a frozen broker",
+  async (scope) => {
+    const { postgres } = await plant;
+    const alone = await restartPostgres(postgres, "fast");
+    const trial = await Trial.start(scope, await plant, { kinds: ["redis"] });
+    const proxy = await trial.startProxy();
+    await trial.passMarker();
+    const attached = await restartPostgres(postgres, "fast");
+    await trial.passMarker();
+    // A row that nobody acknowledges: the server would wait for it for ever.
+    const broker = trial.plant.broker("redis");
+    scope.defer(() => broker.thaw());
+    broker.freeze();
+    await trial.sql`insert into orders select -7, i, 'waits' from generate_series(1, 5000) i`;
+    const [end] = await trial.sql<{ lsn: string }[]>`select pg_current_wal_lsn()::text as lsn`;
+    await until(async () => {
+      const [sender] = await trial.sql`select from pg_stat_replication where sent_lsn >= ${end!.lsn}`;
+      return sender;
+    }, { what: "the rows to be on their way" });
+    const frozen = await restartPostgres(postgres, "fast");
+    broker.thaw();
+    const text = `alone ${alone.toFixed(0)}, attached ${attached.toFixed(0)}, with a frozen broker ${
+      frozen.toFixed(0)
+    } ms`;
+    process.stderr.write(`  fast shutdown: ${text}\n`);
+    assert.ok(attached < alone + 1_000, text);
+    assert.ok(frozen < alone + 2_000, text);
+    assert.ok(proxy.log.some(({ text }) => /shuts down; it is let go with \d+ transactions/.test(text)), proxy.stderr);
+    report("fast shutdowns", await trial.finish());
+  },
+  { timeoutMs: 90_000 },
+);
