@@ -4,7 +4,7 @@ import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { connect } from "amqplib";
 import type { AmqpConfig, TlsConfig } from "../../src/config/config.ts";
-import { ChannelRejectedError, TransientError, PermanentError } from "../../src/core/errors.ts";
+import { ChannelRejectedError, PermanentError, TransientError } from "../../src/core/errors.ts";
 import type { Target } from "../../src/core/upstream.ts";
 import { batchWrites } from "../../src/upstreams/amqp.ts";
 import { consumeAmqp, withAmqpChannel } from "../support/consumers.ts";
