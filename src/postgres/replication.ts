@@ -17,6 +17,9 @@ const ACTION = "reading the WAL";
 /** How long the server may take for an answer before the stream begins, in milliseconds; after that it has keepalives. */
 const ANSWER_PATIENCE_MS = 15_000;
 
+/** What wal2json answers for a parameter that it cannot use: invalid_parameter_value, invalid_name, invalid_text_representation. */
+const PARAMETER_FAULTS: ReadonlySet<string> = new Set(["22023", "42602", "22P02"]);
+
 export interface ServerSettings {
   /** `server_version_num`: 150004 is 15.4. */
   readonly version: number;
@@ -181,7 +184,7 @@ export class ReplicationSession {
       if (error instanceof ServerError && error.code === "55006") {
         throw new StandingByError(`replication slot "${slot}" at ${this.where} is held by another process`);
       }
-      if (error instanceof ServerError && error.code === "22023") {
+      if (error instanceof ServerError && PARAMETER_FAULTS.has(error.code)) {
         throw new PermanentError(`wal2json refuses its parameters: ${error.message}; correct wal2json_params`);
       }
       throw this.#explained(error);

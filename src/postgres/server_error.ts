@@ -43,6 +43,10 @@ export function explain(error: { code: string; message: string }, action: string
 
 function remedyFor(error: { code: string; message: string }, session: SessionName): string | undefined {
   const role = `"${session.user.replaceAll('"', '""')}"`;
+  // PostgreSQL 15.19, 16.15, 17.11, 18.6 and later let a role use the plugins that are listed.
+  if (/output_plugin_libraries|output plugin/.test(error.message) && /wal2json/.test(error.message)) {
+    return `run as a superuser: ALTER ROLE ${role} SET output_plugin_libraries = pgoutput, wal2json`;
+  }
   switch (error.code) {
     case "28P01":
       return "check user and password in the connection URI (a password's @ : / ? # % must be percent-encoded)";
@@ -62,14 +66,7 @@ function remedyFor(error: { code: string; message: string }, session: SessionNam
     case "53400":
       return "raise max_replication_slots in postgresql.conf and restart the server, or drop a slot that nobody uses " +
         "(select slot_name, active from pg_replication_slots)";
-    case "0A000":
-    case "22023":
-      return /output_plugin_libraries|wal2json/.test(error.message) ? allowPluginRemedy(role) : undefined;
     default:
-      return /output_plugin_libraries/.test(error.message) ? allowPluginRemedy(role) : undefined;
+      return undefined;
   }
-}
-
-function allowPluginRemedy(role: string): string {
-  return `run as a superuser: ALTER ROLE ${role} SET output_plugin_libraries = pgoutput, wal2json`;
 }

@@ -1,14 +1,10 @@
 /** Every example of the manual, word for word: only hosts, ports and credentials are those of the test's servers. */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
-import { writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { type AmqpMessage, consumeAmqp, consumeMqtt, consumeRedis } from "../support/consumers.ts";
-import { type ProxyOptions } from "../support/proxy.ts";
+import { mosquittoWithPassword } from "../support/mosquitto_password.ts";
+import type { ProxyOptions } from "../support/proxy.ts";
 import { iniText, scenario, type Scope, type TestDatabase, uniqueName } from "../support/scenario.ts";
-import { startMosquitto } from "../support/servers.ts";
-import { programPaths, Workspace } from "../support/server_process.ts";
 import { until } from "../support/wait.ts";
 
 const EVENT_SOURCE = String.raw`
@@ -199,7 +195,7 @@ for (const form of FORMS) {
   });
 
   scenario(`MQTT as the manual configures it: ${form}`, async (scope) => {
-    const mosquitto = await mosquittoWithPassword(scope, "username", "password");
+    const { uri: mosquitto } = await mosquittoWithPassword(scope, "username", "password");
     const setup = await setUp(scope, "mqtt", { "tcp://mosquitto:1883": mosquitto.replace("mqtt://", "tcp://") });
     const consumer = scope.keep(await consumeMqtt(mosquitto, "#", { username: "username", password: "password" }));
     await scope.readyProxy(inForm(form, setup.env));
@@ -212,21 +208,6 @@ for (const form of FORMS) {
     checkRow(wal[1] ?? "", setup.table);
     assert.ok(received.every(({ qos }) => qos === 1));
   });
-}
-
-/** Its URI; a broker that lets in nobody else. */
-async function mosquittoWithPassword(scope: Scope, user: string, password: string): Promise<string> {
-  const workspace = new Workspace("passwords");
-  scope.defer(() => workspace.remove());
-  const file = join(workspace.dir, "passwords");
-  writeFileSync(file, "");
-  const [tool = "mosquitto_passwd"] = programPaths("mosquitto_passwd").filter((path) =>
-    spawnSync(path).error === undefined
-  );
-  const made = spawnSync(tool, ["-b", file, user, password], { encoding: "utf8" });
-  assert.equal(made.status, 0, made.stderr);
-  const server = scope.keep(await startMosquitto({ config: ["allow_anonymous false", `password_file ${file}`] }));
-  return server.uri;
 }
 
 scenario("NOTIFY pgchannel, 'signup|A new user signup' goes by its key to RabbitMQ and to MQTT", async (scope) => {
