@@ -9,8 +9,8 @@ export interface RemovableTlsFiles extends TlsFiles {
   remove(): Promise<void>;
 }
 
-/** A CA, a server certificate for `localhost` and `127.0.0.1`, and a client certificate for `proxy_user`. */
-export async function makeTlsFiles(): Promise<RemovableTlsFiles> {
+/** A CA, a server certificate for `names`, and a client certificate for `proxy_user`. */
+export async function makeTlsFiles(names = "DNS:localhost,IP:127.0.0.1"): Promise<RemovableTlsFiles> {
   const openssl = findProgram("openssl", programPaths("openssl"), "openssl");
   const workspace = new Workspace("tls");
   const path = (name: string) => join(workspace.dir, name);
@@ -60,7 +60,7 @@ export async function makeTlsFiles(): Promise<RemovableTlsFiles> {
       "-out",
       path("ca.crt"),
     ]);
-    await sign("server", "localhost", "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n");
+    await sign("server", "localhost", `subjectAltName=${names}\nextendedKeyUsage=serverAuth\n`);
     await sign("client", "proxy_user", "extendedKeyUsage=clientAuth\n");
   } catch (error) {
     await workspace.remove();
