@@ -2,17 +2,17 @@
 
 import assert from "node:assert/strict";
 import { after } from "node:test";
-import { consumeAmqp } from "../support/consumers.ts";
+import { consumeRedis } from "../support/consumers.ts";
 import type { Proxy } from "../support/proxy.ts";
-import { bridgeEnv, scenario, type Scope, type TestDatabase } from "../support/scenario.ts";
-import { startPostgres, startRabbitmq } from "../support/servers.ts";
+import { bridgeEnv, scenario, type Scope, type TestDatabase, uniqueName } from "../support/scenario.ts";
+import { startPostgres, startRedis } from "../support/servers.ts";
 import { TcpRelay } from "../support/tcp_relay.ts";
 import { until } from "../support/wait.ts";
 
 const STORM = 20_000;
 const BUFFER = "128KiB";
 
-const servers = Promise.all([startPostgres(), startRabbitmq()]);
+const servers = Promise.all([startPostgres(), startRedis()]);
 after(async () => await Promise.all((await servers).map((server) => server.stop())));
 
 interface Storm {
@@ -23,17 +23,17 @@ interface Storm {
 }
 
 async function begin(scope: Scope): Promise<Storm> {
-  const [postgres, rabbitmq] = await servers;
+  const [postgres, redis] = await servers;
   const database = await scope.database(postgres);
-  const relay = await TcpRelay.start({ targetPort: rabbitmq.port });
+  const relay = await TcpRelay.start({ targetPort: redis.port });
   scope.defer(() => relay.close());
-  const queue = await scope.queue(rabbitmq.uri);
-  const consumer = scope.keep(await consumeAmqp(rabbitmq.uri, { queue }));
+  const channel = uniqueName("storm");
+  const consumer = scope.keep(await consumeRedis(redis.uri, channel));
   const env = bridgeEnv({
     uri: database.uri,
-    kind: "amqp",
-    upstreamUri: relay.uriOf(rabbitmq.uri),
-    bindings: `storm->queue:${queue}`,
+    kind: "redis",
+    upstreamUri: relay.uriOf(redis.uri),
+    bindings: `storm->topic:${channel}`,
   });
   const proxy = await scope.readyProxy({
     env: { ...env, "PGPROXY_LOCAL-NOTIFY_BUFFER_BYTES": BUFFER, "PGPROXY_LOCAL-SHUTDOWN_TIMEOUT": "1" },

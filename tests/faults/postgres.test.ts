@@ -10,7 +10,7 @@ import { report, Trial } from "./trial.ts";
 
 const LARGE_ROWS = 30_000;
 
-const plant = Plant.start({ kinds: ["amqp", "redis"] });
+const plant = Plant.start({ kinds: ["mqtt", "redis"] });
 after(async () => await (await plant).stop());
 
 for (const how of ["fast", "immediate", "kill"] as const) {
@@ -21,10 +21,10 @@ for (const how of ["fast", "immediate", "kill"] as const) {
     const writers = trial.startWriters();
     const tookMs: number[] = [];
     for (let time = 0; time < 2; time++) {
-      await trial.flows("amqp", 30);
+      await trial.flows("mqtt", 30);
       tookMs.push(Math.round(await restartPostgres(trial.plant.postgres, how)));
     }
-    await trial.flows("amqp", 30);
+    await trial.flows("mqtt", 30);
     report(`PostgreSQL ${title} in ${tookMs.join(" and ")} ms`, await trial.finish());
     assert.ok(writers.committed.length > 0);
   });
@@ -34,10 +34,10 @@ scenario("PostgreSQL frozen for longer than wal_sender_timeout", async (scope) =
   const trial = await Trial.start(scope, await plant);
   await trial.startProxy();
   trial.startWriters();
-  await trial.flows("amqp", 30);
+  await trial.flows("mqtt", 30);
   await freeze(trial.plant.postgres, 1.7 * WAL_SENDER_TIMEOUT_MS);
-  await trial.flows("amqp", 30);
-  await trial.notificationPasses("amqp");
+  await trial.flows("mqtt", 30);
+  await trial.notificationPasses("mqtt");
   report("PostgreSQL frozen", await trial.finish());
 });
 

@@ -13,7 +13,7 @@ const TAKE_OVERS = 3;
 const LIMIT_MS = 5_000;
 const NOTIFY_EVERY_MS = 20;
 
-const plant = Plant.start({ kinds: ["amqp"], postgresSettings: { wal_sender_timeout: "60s" } });
+const plant = Plant.start({ kinds: ["mqtt"], postgresSettings: { wal_sender_timeout: "60s" } });
 after(async () => await (await plant).stop());
 
 scenario(
@@ -29,14 +29,14 @@ scenario(
       const standby = scope.proxy(trial.proxyOptions());
       await standby.waitForLog(/source wal .* stands by: .* is held by another process/);
       await standby.waitForLog(/source notify stands by: another instance with this configuration listens/);
-      await trial.flows("amqp");
+      await trial.flows("mqtt");
       await active.kill("SIGKILL");
       const killedMs = performance.now();
       // What the dead one had handed to the broker before it died is not to be taken for the work of the second.
       await delay(100);
       const notified = notifier.sent;
       const [rows, notifications] = await Promise.all([
-        trial.flows("amqp", 1).then(() => performance.now() - killedMs),
+        trial.flows("mqtt", 1).then(() => performance.now() - killedMs),
         notifier.arrivedAfter(notified).then(() => performance.now() - killedMs),
       ]);
       tookMs.push({ rows, notifications });
@@ -66,7 +66,7 @@ scenario("what stands by ends on SIGTERM, and leaves the work to the first", asy
   assert.deepEqual(await standby.stop(), { code: 0, signal: null });
   assert.ok(performance.now() - startMs < 3_000, `took ${performance.now() - startMs} ms`);
   await trial.passMarker();
-  await trial.notificationPasses("amqp");
+  await trial.notificationPasses("mqtt");
 });
 
 /** Sends numbered notifications without a pause for anybody. */
@@ -94,7 +94,7 @@ class Notifier {
     let next = number + 1;
     await until(() => {
       for (; next <= this.sent; next++) {
-        if (this.#trial.deliveries("amqp", `notification ${next}`) > 0) return true;
+        if (this.#trial.deliveries("mqtt", `notification ${next}`) > 0) return true;
       }
       next = number + 1;
       return false;
@@ -103,7 +103,7 @@ class Notifier {
 
   /** None came twice. Returns how many did not come at all. */
   check(): number {
-    const times = Array.from({ length: this.sent }, (_, i) => this.#trial.deliveries("amqp", `notification ${i + 1}`));
+    const times = Array.from({ length: this.sent }, (_, i) => this.#trial.deliveries("mqtt", `notification ${i + 1}`));
     assert.deepEqual(times.filter((count) => count > 1), []);
     const lost = times.filter((count) => count === 0).length;
     process.stderr.write(`  ${this.sent} notifications, ${lost} of them sent while nobody listened\n`);

@@ -28,6 +28,8 @@ export interface TrialOptions {
 interface Recording {
   readonly arrivals: Arrival[];
   readonly digests: Set<string>;
+  /** The first arrival of each, by its id, or its text where it has none. */
+  readonly known: Map<string, Arrival>;
   /** Of `consumerIsBack`. */
   probes: number;
 }
@@ -251,7 +253,7 @@ export class Trial {
   }
 
   async #record(kind: BrokerKind): Promise<void> {
-    const recording: Recording = { arrivals: [], digests: new Set(), probes: 0 };
+    const recording: Recording = { arrivals: [], digests: new Set(), known: new Map(), probes: 0 };
     this.#recordings.set(kind, recording);
     const add = (id: string | undefined, payload: Buffer) => {
       if (payload.length === PROBE.length && payload.equals(Buffer.from(PROBE))) {
@@ -259,7 +261,11 @@ export class Trial {
         return;
       }
       const text = digest(payload);
-      recording.arrivals.push({ id, text });
+      // A repeat costs a reference only: long runs have many.
+      const known = recording.known.get(id ?? text);
+      const arrival = known?.text === text ? known : { id, text };
+      if (arrival !== known) recording.known.set(id ?? text, arrival);
+      recording.arrivals.push(arrival);
       recording.digests.add(text);
     };
     const { uri } = this.plant.broker(kind);
