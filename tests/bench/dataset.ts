@@ -10,6 +10,8 @@ export interface DatasetOptions {
   readonly rowsPerTransaction: number | "all";
   /** Length of the text column; the message has about 190 bytes more. Default: 60. */
   readonly textBytes?: number;
+  /** Also behind a slot of pgoutput, for others that read that; publications must be there already. */
+  readonly pgoutput?: boolean;
 }
 
 export interface Dataset {
@@ -18,6 +20,8 @@ export interface Dataset {
   /** What wal2json makes of it: the rows, and BEGIN and COMMIT of each transaction. */
   readonly events: number;
   readonly slot: string;
+  /** Undefined unless it was asked for. */
+  readonly pgoutputSlot: string | undefined;
   /** End of the last commit record. */
   readonly endLsn: string;
   /** The messages of the first transactions, as wal2json writes them. */
@@ -61,24 +65,26 @@ export async function writeDataset(bench: Bench, options: DatasetOptions): Promi
   });
   await sql.unsafe(`truncate ${TABLE}`);
   const slot = await newSlot(sql);
+  const pgoutputSlot = options.pgoutput === true ? await newSlot(sql, "pgoutput") : undefined;
   await write(options.rows);
   const [{ lsn }] = await sql<[{ lsn: string }]>`select pg_current_wal_insert_lsn()::text as lsn`;
   await sql`checkpoint`;
   const messageBytes = Math.round(Buffer.byteLength(sample.join("")) / sample.length);
   const events = options.rows + 2 * transactions;
-  return { rows: options.rows, transactions, events, slot, endLsn: lsn, sample, messageBytes };
+  return { rows: options.rows, transactions, events, slot, pgoutputSlot, endLsn: lsn, sample, messageBytes };
 }
 
 /** Its WAL can go, and the next may be written. */
 export async function dropDataset(bench: Bench, dataset: Dataset): Promise<void> {
   await dropSlot(bench.sql, dataset.slot);
+  if (dataset.pgoutputSlot !== undefined) await dropSlot(bench.sql, dataset.pgoutputSlot);
   await bench.sql.unsafe(`drop table if exists ${TABLE}; checkpoint`);
 }
 
 /** Runs `work` with a copy of the slot, which is dropped afterwards. */
-export async function withSlotCopy<T>(bench: Bench, dataset: Dataset, work: (slot: string) => Promise<T>): Promise<T> {
+export async function withSlotCopy<T>(bench: Bench, original: string, work: (slot: string) => Promise<T>): Promise<T> {
   const copy = slotName();
-  await bench.sql`select pg_copy_logical_replication_slot(${dataset.slot}, ${copy})`;
+  await bench.sql`select pg_copy_logical_replication_slot(${original}, ${copy})`;
   try {
     return await work(copy);
   } finally {
@@ -87,9 +93,9 @@ export async function withSlotCopy<T>(bench: Bench, dataset: Dataset, work: (slo
 }
 
 /** Everything that is written from now on. */
-export async function newSlot(sql: postgres.Sql): Promise<string> {
+export async function newSlot(sql: postgres.Sql, plugin: "wal2json" | "pgoutput" = "wal2json"): Promise<string> {
   const slot = slotName();
-  await sql`select pg_create_logical_replication_slot(${slot}, 'wal2json')`;
+  await sql`select pg_create_logical_replication_slot(${slot}, ${plugin})`;
   return slot;
 }
 

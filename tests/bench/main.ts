@@ -10,6 +10,7 @@ import { type ProxyRuntime, ROOT_DIR } from "../support/proxy.ts";
 import { Bench, type Mode, say, type Settings } from "./bench.ts";
 import { notifySection } from "./notify.ts";
 import { startSection } from "./start.ts";
+import { peersSection } from "./peers.ts";
 import { profileSection } from "./profile.ts";
 import { denoSection } from "./deno.ts";
 import { growthSection } from "./growth.ts";
@@ -25,6 +26,7 @@ const SECTIONS: Readonly<Record<string, (bench: Bench) => Promise<Section>>> = {
   growth: growthSection,
   start: startSection,
   deno: denoSection,
+  peers: peersSection,
   profile: profileSection,
 };
 

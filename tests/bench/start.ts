@@ -65,7 +65,7 @@ async function firstEvents(
     const seen = Promise.withResolvers<number>();
     const subscriber = name === "redis" ? await subscribe(upstream.config["uri"] ?? "", seen.resolve) : undefined;
     milliseconds.push(
-      await withSlotCopy(bench, dataset, async (slot) => {
+      await withSlotCopy(bench, dataset.slot, async (slot) => {
         const program = bench.home.startProxy(runtime, {
           env: { ...proxyEnv(bench, slot, [upstream]), ...bench.settings.proxyEnv },
           ...name === "stdout" ? { onStdout: () => seen.resolve(performance.now()) } : {},

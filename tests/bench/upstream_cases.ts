@@ -144,7 +144,7 @@ export function queueLength(uri: string): Promise<number> {
   return withChannel(uri, async (channel) => (await channel.checkQueue(QUEUE)).messageCount);
 }
 
-async function withChannel<T>(uri: string, work: (channel: amqp.Channel) => PromiseLike<T>): Promise<T> {
+export async function withChannel<T>(uri: string, work: (channel: amqp.Channel) => PromiseLike<T>): Promise<T> {
   const connection = await amqp.connect(uri);
   try {
     return await work(await connection.createChannel());

@@ -27,7 +27,7 @@ export interface Pass {
 }
 
 export function runReference(bench: Bench, dataset: Dataset): Promise<Pass> {
-  return withSlotCopy(bench, dataset, async (slot) => {
+  return withSlotCopy(bench, dataset.slot, async (slot) => {
     const program = bench.home.start([
       join(bench.postgres.binDir, "pg_recvlogical"),
       ...["-h", "127.0.0.1", "-p", String(bench.postgres.port), "-U", "postgres", "-d", bench.database.name],
@@ -52,7 +52,7 @@ export async function runProxy(
   options: ProxyPassOptions = {},
 ): Promise<Pass> {
   for (const upstream of upstreams) await upstream.prepare();
-  const pass = await withSlotCopy(bench, dataset, async (slot) => {
+  const pass = await withSlotCopy(bench, dataset.slot, async (slot) => {
     const program = bench.home.startProxy(options.runtime ?? bench.settings.runtime, {
       env: { ...proxyEnv(bench, slot, upstreams), ...bench.settings.proxyEnv },
       prefix: options.prefix,
