@@ -18,7 +18,7 @@ import {
   startupMessage,
   TERMINATE,
 } from "./protocol.ts";
-import { ServerError } from "./server_error.ts";
+import { missingPassword, ServerError } from "./server_error.ts";
 import { destroySocket, type Encryption, hostText, isUnixSocket, openSocket, type ServerSocket } from "./socket.ts";
 
 export type Row = readonly (string | null)[];
@@ -394,10 +394,7 @@ export class ServerConnection {
   #password(): string {
     const password = this.#params.password(this.#host);
     if (password === undefined) {
-      throw new PermanentError(
-        `the server at ${this.where} asks for a password for user "${this.#params.user}" and none is configured: put it ` +
-          "into the connection URI, PGPASSWORD or the password file (which must have mode 0600)",
-      );
+      throw missingPassword(this.where, this.#params.user);
     }
     return password;
   }

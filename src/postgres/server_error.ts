@@ -41,6 +41,13 @@ export function explain(error: { code: string; message: string }, action: string
   return remedy === undefined ? new TransientError(text) : new PermanentError(`${text}; ${remedy}`);
 }
 
+export function missingPassword(where: string, user: string): PermanentError {
+  return new PermanentError(
+    `the server at ${where} asks for a password for user "${user}" and none is configured: put it into the connection URI, ` +
+      "PGPASSWORD or the password file (which must have mode 0600)",
+  );
+}
+
 function remedyFor(error: { code: string; message: string }, session: SessionName): string | undefined {
   const role = `"${session.user.replaceAll('"', '""')}"`;
   // PostgreSQL 15.19, 16.15, 17.11, 18.6 and later let a role use the plugins that are listed.

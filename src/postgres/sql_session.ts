@@ -5,7 +5,7 @@ import { APPLICATION_NAME } from "../core/event.ts";
 import { errorText } from "../core/errors.ts";
 import type { ConnectionParams, Host } from "./connection_uri.ts";
 import { connectToAny, type SessionMaker, sessionName } from "./hosts.ts";
-import { explain, ServerError } from "./server_error.ts";
+import { explain, missingPassword, ServerError } from "./server_error.ts";
 import { type Encryption, hostText, openSocket } from "./socket.ts";
 
 export type Sql = postgres.Sql;
@@ -99,7 +99,12 @@ async function open(
   } catch (error) {
     socket.destroy();
     await sql.end({ timeout: 0 });
-    throw serverError(error) ??
+    const fault = serverError(error);
+    // The library sends an empty password, and the server then calls it a wrong one.
+    if (fault?.code === "28P01" && params.password(host) === undefined) {
+      throw missingPassword(hostText(host), params.user);
+    }
+    throw fault ??
       new Error(`the connection to PostgreSQL at ${hostText(host)} was lost: ${errorText(error)}`);
   } finally {
     signal.removeEventListener("abort", onAbort);
