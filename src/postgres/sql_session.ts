@@ -2,7 +2,7 @@
 
 import postgres from "postgres";
 import { APPLICATION_NAME } from "../core/event.ts";
-import { errorText } from "../core/errors.ts";
+import { errorText, PermanentError } from "../core/errors.ts";
 import type { ConnectionParams, Host } from "./connection_uri.ts";
 import { connectToAny, type SessionMaker, sessionName } from "./hosts.ts";
 import { explain, missingPassword, ServerError } from "./server_error.ts";
@@ -54,6 +54,7 @@ async function open(
   options: SqlSessionOptions,
   signal: AbortSignal,
 ): Promise<SqlSession> {
+  if (params.channelBinding === "require") throw new PermanentError(channelBindingText(options.action));
   const { socket } = await openSocket(params, host, encryption, signal);
   const { promise: closed, resolve: onClosed } = Promise.withResolvers<void>();
   socket.once("close", () => onClosed());
@@ -124,6 +125,12 @@ async function open(
       socket.destroy();
     },
   };
+}
+
+/** Going on without it would be the downgrade that the operator has ruled out. */
+function channelBindingText(action: string): string {
+  return `${action} is not possible with channel_binding=require in the connection URI: only sessions that read the WAL have ` +
+    "channel binding; take it out, and use sslmode=verify-full to be sure of the server";
 }
 
 function serverError(error: unknown): ServerError | undefined {

@@ -199,6 +199,15 @@ scenario("channel binding: used where the server offers it, and refused where it
     assert.equal(code, 1, stderr);
     assert.match(stderr, /does not offer channel binding, which channel_binding=require .* asks for/);
   }
+  const listening = await runProxy({
+    env: bridgeEnv({
+      uri: uri("scram_user", "?sslmode=require&channel_binding=require"),
+      kind: "stdout",
+      bindings: "events->topic:e",
+    }),
+  });
+  assert.equal(listening.code, 1, listening.stderr);
+  assert.match(listening.stderr, /listening for notifications is not possible with channel_binding=require/);
   for (const binding of ["require", "prefer", "disable"]) {
     const proxy = await scope.readyProxy(wal(`?sslmode=require&channel_binding=${binding}`));
     await proxy.stop();
