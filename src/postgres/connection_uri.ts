@@ -5,15 +5,12 @@
 
 import { OperatorError } from "../core/errors.ts";
 import { passwordFromFile } from "./password_file.ts";
+import type { Host, UriEnvironment } from "./uri_environment.ts";
+
+export type { Host, UriEnvironment };
 
 export type SslMode = "disable" | "allow" | "prefer" | "require" | "verify-ca" | "verify-full";
 export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" | "standby" | "prefer-standby";
-
-/** A host name or address, or a folder with a Unix socket when it begins with a slash. */
-export interface Host {
-  readonly host: string;
-  readonly port: number;
-}
 
 export interface ConnectionParams {
   readonly hosts: readonly Host[];
@@ -33,16 +30,6 @@ export interface ConnectionParams {
   readonly connectTimeoutMs: number;
   /** Command-line options for the session, `-c name=value`. */
   readonly options: string | undefined;
-}
-
-/** What the parser needs from outside; tests hand in their own. */
-export interface UriEnvironment {
-  readonly env: Readonly<Record<string, string | undefined>>;
-  readonly userName: string;
-  readonly homeDir: string;
-  /** Undefined when the file does not exist or may not be read. */
-  readTextFile(path: string): { text: string; mode: number } | undefined;
-  exists(path: string): boolean;
 }
 
 /** Parameters of a URI and the environment variable that stands in for each. */

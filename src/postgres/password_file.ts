@@ -1,6 +1,6 @@
 /** `~/.pgpass`: lines of `hostname:port:database:username:password`. PostgreSQL documentation, "The Password File". */
 
-import type { Host, UriEnvironment } from "./connection_uri.ts";
+import type { Host, UriEnvironment } from "./uri_environment.ts";
 
 /** The password of the first line that fits; undefined without one, or where others may read the file (as libpq does). */
 export function passwordFromFile(
