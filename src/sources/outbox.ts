@@ -6,7 +6,7 @@ import type { RunOptions, Sink, Source } from "../core/source.ts";
 import type { Logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { openSqlSession, type SqlSession } from "../postgres/sql_session.ts";
-import { OutboxDrain } from "./outbox_drain.ts";
+import { type OutboxCounts, OutboxDrain } from "./outbox_drain.ts";
 import { InFlightRows } from "./outbox_in_flight.ts";
 import { inspect, type Layout, OutboxTable, prepareSession, WAKE_CHANNEL } from "./outbox_table.ts";
 
@@ -29,6 +29,7 @@ const DELETE_BATCH_ROWS = 1_000;
 
 export class OutboxSource implements Source {
   readonly name = "outbox";
+  readonly counts: OutboxCounts = { received: 0, deleted: 0 };
   readonly #options: OutboxSourceOptions;
   readonly #log: Logger;
   /** What the lanes hold; as long as it is the same table of the same server, a new connection goes on with it. */
@@ -90,6 +91,7 @@ export class OutboxSource implements Source {
         claimed,
         sink: this.#options.sink,
         inFlight: this.#inFlight,
+        counts: this.counts,
         log: this.#log,
         action: ACTION,
         onOtherChannel: (channel) => this.#reportOtherChannel(table, channel),

@@ -32,6 +32,14 @@ const PATIENCE_MS = 60_000;
 /** SQLSTATEs of a table that is gone or altered: undefined_table, undefined_column, invalid_schema_name. */
 const LAYOUT_CODES = new Set(["42P01", "42703", "3F000"]);
 
+/** Counts since the start. */
+export interface OutboxCounts {
+  /** Messages handed to the lanes. */
+  received: number;
+  /** Messages deleted, since every upstream had acknowledged them. */
+  deleted: number;
+}
+
 export interface OutboxDrainOptions {
   readonly session: SqlSession;
   readonly table: OutboxTable;
@@ -42,6 +50,7 @@ export interface OutboxDrainOptions {
   readonly claimed: readonly string[];
   readonly sink: Sink;
   readonly inFlight: InFlightRows;
+  readonly counts: OutboxCounts;
   readonly log: Logger;
   /** Begins error texts. */
   readonly action: string;
@@ -127,7 +136,7 @@ export class OutboxDrain {
   }
 
   async #step(): Promise<DrainResult | undefined> {
-    const nowMs = Date.now();
+    const nowMs = performance.now();
     if (this.#lost) throw this.#connectionLost();
     if (this.#deleteInMs(nowMs) <= 0) {
       await this.#delete();
@@ -183,8 +192,9 @@ export class OutboxDrain {
       json: parsed.json,
       receivedAtMs: Date.now(),
     };
-    const { sink, inFlight } = this.#options;
+    const { sink, inFlight, counts } = this.#options;
     const completion = inFlight.add(id);
+    counts.received++;
     // Held here too, so that a lane that answers at once does not complete it before the next has taken it. What no lane
     // has taken is not delivered, and must not be deleted.
     completion.retain();
@@ -208,7 +218,7 @@ export class OutboxDrain {
   }
 
   async #planNextLook(page: OutboxPage): Promise<void> {
-    const nowMs = Date.now();
+    const nowMs = performance.now();
     this.#tempo.found(this.#rows.length, nowMs);
     if (page.cut || this.#tempo.busy(nowMs)) {
       await this.#getUp();
@@ -261,10 +271,11 @@ export class OutboxDrain {
   }
 
   async #delete(): Promise<void> {
-    const { inFlight, table } = this.#options;
+    const { inFlight, table, counts } = this.#options;
     const batch = inFlight.batch();
     await this.#answered(table.delete(batch));
     inFlight.deleted(batch);
+    counts.deleted += batch.length;
     this.#acknowledgedSinceMs = undefined;
   }
 

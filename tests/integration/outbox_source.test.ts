@@ -155,6 +155,7 @@ scenario("rows are deleted only when acknowledged, and not handed out twice afte
   sink.acknowledgeAll();
   await emptied(db);
   assert.deepEqual(sink.texts, ["one", "two", "three", "four"]);
+  assert.deepEqual(source.counts, { received: 4, deleted: 4 });
   assert.deepEqual(sink.events.map(({ id, type, routingKey, json }) => [id, type, routingKey, json]), [
     ["1", "notify", "key", false],
     ["2", "notify", "key", false],
