@@ -40,22 +40,40 @@ const BROKERS = {
 
 export type BrokerName = keyof typeof BROKERS;
 
+/** Each is started when it is first asked for. Sections share them, since RabbitMQ takes long to start. */
+export class Brokers {
+  readonly #servers = new Map<BrokerName, Promise<Server>>();
+
+  get(name: BrokerName): Promise<Server> {
+    let server = this.#servers.get(name);
+    if (server === undefined) this.#servers.set(name, server = BROKERS[name]());
+    return server;
+  }
+
+  async stop(): Promise<void> {
+    const servers = await Promise.allSettled(this.#servers.values());
+    await Promise.all(servers.map((result) => result.status === "fulfilled" ? result.value.stop() : undefined));
+  }
+}
+
+/** One section's surroundings, with a PostgreSQL of its own, so that none finds what another left behind. */
 export class Bench {
   readonly settings: Settings;
   readonly home = new ProgramHome();
   readonly postgres: PostgresServer;
   readonly database: Database;
   readonly sql: postgres.Sql;
-  readonly #brokers = new Map<BrokerName, Promise<Server>>();
+  readonly #brokers: Brokers;
 
-  private constructor(settings: Settings, server: PostgresServer, database: Database) {
+  private constructor(settings: Settings, brokers: Brokers, server: PostgresServer, database: Database) {
     this.settings = settings;
+    this.#brokers = brokers;
     this.postgres = server;
     this.database = database;
     this.sql = postgres(database.uri, { max: 3, onnotice: () => {}, connect_timeout: 10 });
   }
 
-  static async start(settings: Settings): Promise<Bench> {
+  static async start(settings: Settings, brokers: Brokers): Promise<Bench> {
     const server = await startPostgres({
       settings: {
         shared_buffers: "256MB",
@@ -66,7 +84,7 @@ export class Bench {
       },
     });
     try {
-      return new Bench(settings, server, await server.createDatabase("bench"));
+      return new Bench(settings, brokers, server, await server.createDatabase("bench"));
     } catch (error) {
       await server.stop();
       throw error;
@@ -77,19 +95,16 @@ export class Bench {
     return this.settings.mode === "quick";
   }
 
-  /** Started when it is first asked for. RabbitMQ runs with the settings it comes with. */
+  /** RabbitMQ runs with the settings it comes with. */
   broker(name: BrokerName): Promise<Server> {
-    let server = this.#brokers.get(name);
-    if (server === undefined) this.#brokers.set(name, server = BROKERS[name]());
-    return server;
+    return this.#brokers.get(name);
   }
 
+  /** All but the brokers. */
   async stop(): Promise<void> {
     await this.home.remove();
     await this.sql.end({ timeout: 1 }).catch(() => {});
-    const brokers = await Promise.allSettled(this.#brokers.values());
-    const running = brokers.flatMap((result) => result.status === "fulfilled" ? [result.value] : []);
-    await Promise.all([...running, this.postgres].map((server) => server.stop()));
+    await this.postgres.stop();
   }
 }
 

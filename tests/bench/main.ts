@@ -3,11 +3,13 @@
  * table, not one day with another.
  */
 
+import { loadavg } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { type ProxyRuntime, ROOT_DIR } from "../support/proxy.ts";
-import { Bench, type Mode, say, type Settings } from "./bench.ts";
+import { Bench, Brokers, type Mode, say, type Settings } from "./bench.ts";
+import { outboxSection } from "./outbox_section.ts";
 import { notifySection } from "./notify.ts";
 import { startSection } from "./start.ts";
 import { peersSection } from "./peers.ts";
@@ -26,6 +28,7 @@ const SECTIONS: Readonly<Record<string, (bench: Bench) => Promise<Section>>> = {
   growth: growthSection,
   start: startSection,
   deno: denoSection,
+  outbox: outboxSection,
   peers: peersSection,
   profile: profileSection,
 };
@@ -43,7 +46,13 @@ interface CommandLine {
 
 async function main(): Promise<void> {
   const { settings, sections, markdown, jsonFile } = readCommandLine(process.argv.slice(2));
-  for (const name of sections) await runSection(name, settings, jsonFile, markdown);
+  warnIfBusy();
+  const brokers = new Brokers();
+  try {
+    for (const name of sections) await runSection(name, settings, brokers, jsonFile, markdown);
+  } finally {
+    await brokers.stop();
+  }
   const file = loadBenchFile(jsonFile);
   if (file === undefined) throw new Error(`${jsonFile} is not there: run scripts/bench first`);
   if (markdown) {
@@ -57,14 +66,20 @@ async function main(): Promise<void> {
   print(`Every figure: ${jsonFile}`);
 }
 
-/** Each section has servers of its own, so that none finds what another left behind. */
-async function runSection(name: string, settings: Settings, jsonFile: string, quiet: boolean): Promise<void> {
+async function runSection(
+  name: string,
+  settings: Settings,
+  brokers: Brokers,
+  jsonFile: string,
+  quiet: boolean,
+): Promise<void> {
   const run = SECTIONS[name];
   if (run === undefined) throw new Error(`no section "${name}"`);
   const startedAt = new Date();
+  const loadAtStart = loadavg()[0] ?? NaN;
   say(`${name}: starting PostgreSQL`);
-  const bench = await Bench.start(settings);
-  const stop = onSignal(() => bench.stop());
+  const bench = await Bench.start(settings, brokers);
+  const stop = onSignal(() => Promise.all([bench.stop(), brokers.stop()]));
   try {
     const section = await run(bench);
     if (!quiet) { for (const table of section.tables) print(terminalTable(table)); }
@@ -73,6 +88,7 @@ async function runSection(name: string, settings: Settings, jsonFile: string, qu
       ...section,
       commit: commit(),
       mode: settings.mode,
+      loadAtStart,
       startedAt: startedAt.toISOString(),
       seconds: Math.round((Date.now() - startedAt.getTime()) / 1000),
     });
@@ -80,6 +96,12 @@ async function runSection(name: string, settings: Settings, jsonFile: string, qu
     stop();
     await bench.stop();
   }
+}
+
+/** Whatever else runs takes its share of two cores, unevenly. */
+function warnIfBusy(): void {
+  const load = loadavg()[0] ?? 0;
+  if (load > 1) say(`the machine is busy (load ${load.toFixed(1)}): the figures will say little`);
 }
 
 function readCommandLine(args: readonly string[]): CommandLine {
@@ -139,7 +161,7 @@ function positive(option: string, text: string | undefined): number | undefined 
 }
 
 /** Runs `clean` when the terminal or a supervisor ends the program. Returns how to take that back. */
-function onSignal(clean: () => Promise<void>): () => void {
+function onSignal(clean: () => Promise<unknown>): () => void {
   const end = () => void clean().finally(() => process.exit(130));
   process.once("SIGINT", end);
   process.once("SIGTERM", end);

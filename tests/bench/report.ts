@@ -32,6 +32,8 @@ export interface Section {
 export interface SectionRecord extends Section {
   readonly commit: string;
   readonly mode: string;
+  /** Processes that wanted a processor, in the minute before. */
+  readonly loadAtStart: number;
   readonly startedAt: string;
   readonly seconds: number;
 }
