@@ -46,7 +46,7 @@ interface CommandLine {
 
 async function main(): Promise<void> {
   const { settings, sections, markdown, jsonFile } = readCommandLine(process.argv.slice(2));
-  warnIfBusy();
+  if (sections.length > 0) warnIfBusy();
   const brokers = new Brokers();
   try {
     for (const name of sections) await runSection(name, settings, brokers, jsonFile, markdown);

@@ -45,6 +45,8 @@ export interface BenchFile {
 }
 
 export const NO_FIGURE = "–";
+/** What `deno fmt` wraps the README at. */
+const MARKDOWN_WIDTH = 120;
 
 export function verdict(
   name: string,
@@ -89,21 +91,25 @@ export function terminalTable(table: Table): string {
       .join("  ").trimEnd();
   const [head = [], ...rows] = cells;
   const rule = widths.map((width) => "─".repeat(width)).join("  ");
-  const note = table.note === undefined ? [] : wrap(table.note, 110);
+  const note = table.note === undefined ? [] : wrap(table.note, 120);
   return [table.title, ...note, line(head), rule, ...rows.map(line)].join("\n");
 }
 
 export function markdownTable(table: Table): string {
-  const { widths, cells } = layout(table);
+  const { widths: narrow, cells } = layout(table);
+  // The rule under a column has at least three characters.
+  const widths = narrow.map((width) => Math.max(3, width));
   const pad = (cell: string, index: number) =>
     isText(table, index) ? cell.padEnd(widths[index] ?? 0) : cell.padStart(widths[index] ?? 0);
-  const line = (row: readonly string[]) => `| ${row.map(pad).join(" | ")} |`;
-  const rule = widths.map((width, index) =>
-    isText(table, index) ? "-".repeat(Math.max(3, width)) : `${"-".repeat(Math.max(2, width - 1))}:`
-  );
+  const line = (row: readonly string[]) => `| ${row.map((cell, index) => pad(escaped(cell), index)).join(" | ")} |`;
+  const rule = widths.map((width, index) => isText(table, index) ? "-".repeat(width) : `${"-".repeat(width - 1)}:`);
   const [head = [], ...rows] = cells;
-  const note = table.note === undefined ? [] : [table.note, ""];
+  const note = table.note === undefined ? [] : [...wrap(table.note, MARKDOWN_WIDTH), ""];
   return [`**${table.title}**`, "", ...note, line(head), `| ${rule.join(" | ")} |`, ...rows.map(line)].join("\n");
+}
+
+function escaped(cell: string): string {
+  return cell.replaceAll("*", "\\*");
 }
 
 /** What `--markdown` prints, between marks that a README keeps. */
@@ -115,8 +121,11 @@ export function markdownReport(file: BenchFile): string {
   const tables = [...verdicts.length > 0 ? [verdictTable(verdicts)] : [], ...sections.flatMap(({ tables }) => tables)];
   return [
     "<!-- bench:begin -->",
-    `Machine: ${list(file.machine)}. Versions: ${list(file.versions)}. ` +
-    `Commits: ${[...new Set(sections.map(({ commit }) => commit))].join(", ")}.`,
+    wrap(
+      `Machine: ${list(file.machine)}. Versions: ${list(file.versions)}. ` +
+        `Commits: ${[...new Set(sections.map(({ commit }) => commit))].join(", ")}.`,
+      MARKDOWN_WIDTH,
+    ).join("\n"),
     ...tables.map(markdownTable),
     "<!-- bench:end -->",
   ].join("\n\n");
@@ -148,7 +157,7 @@ function wrap(text: string, width: number): string[] {
   const lines: string[] = [];
   for (const word of text.split(" ")) {
     const last = lines.at(-1);
-    if (last === undefined || last.length + word.length >= width) lines.push(word);
+    if (last === undefined || last.length + 1 + word.length > width) lines.push(word);
     else lines[lines.length - 1] = `${last} ${word}`;
   }
   return lines;
