@@ -1,14 +1,14 @@
 /** Durable messages as a source of events: the rows of `events.events`, deleted when they are delivered. */
 
 import { sleep } from "../core/backoff.ts";
-import { PermanentError, StandingByError } from "../core/errors.ts";
+import { errorText, PermanentError, StandingByError } from "../core/errors.ts";
 import type { RunOptions, Sink, Source } from "../core/source.ts";
 import type { Logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { openSqlSession, type SqlSession } from "../postgres/sql_session.ts";
-import { type OutboxCounts, OutboxDrain } from "./outbox_drain.ts";
+import { type DrainResult, type OutboxCounts, OutboxDrain } from "./outbox_drain.ts";
 import { InFlightRows } from "./outbox_in_flight.ts";
-import { inspect, type Layout, OutboxTable, prepareSession, WAKE_CHANNEL } from "./outbox_table.ts";
+import { type Backend, inspect, type Layout, OutboxTable, prepareSession, WAKE_CHANNEL } from "./outbox_table.ts";
 
 export interface OutboxSourceOptions {
   readonly params: ConnectionParams;
@@ -26,6 +26,11 @@ const ABSENT_RETRY_MS = 30_000;
 /** Before a table that was altered is looked at anew. */
 const CHANGED_RETRY_MS = 200;
 const DELETE_BATCH_ROWS = 1_000;
+/** How long the server may take to answer before the first look. */
+const BEGIN_PATIENCE_MS = 15_000;
+/** How long a session that PostgreSQL was told to end may take to do so. */
+const END_PATIENCE_MS = 3_000;
+const END_POLL_MS = 100;
 
 export class OutboxSource implements Source {
   readonly name = "outbox";
@@ -35,6 +40,8 @@ export class OutboxSource implements Source {
   /** What the lanes hold; as long as it is the same table of the same server, a new connection goes on with it. */
   #inFlight = new InFlightRows(DELETE_BATCH_ROWS);
   #layout: Layout | undefined;
+  /** Our last session with the table. */
+  #backend: Backend | undefined;
   readonly #reportedChannels = new Set<string>();
   #absentReason: string | undefined;
   #toldOfOldHelper = false;
@@ -46,28 +53,42 @@ export class OutboxSource implements Source {
 
   async run(options: RunOptions): Promise<void> {
     while (!options.stopping.aborted) {
-      let drain: OutboxDrain | undefined;
-      const session = await openSqlSession(this.#options.params, {
-        action: ACTION,
-        onNotify: () => drain?.call(),
-        onNotice: (message) => this.#log.debug("notice from PostgreSQL: {message}", { message }),
-      }, options.stopping);
-      let outcome: "stopped" | "changed" | "absent";
-      try {
-        drain = await this.#prepare(session);
-        options.onOpen();
-        outcome = drain === undefined ? "absent" : await drain.run(options);
-      } finally {
-        await session.close();
-      }
+      const outcome = await this.#connect(options);
       if (outcome === "stopped") return;
       const absentRetryMs = this.#options.absentRetryMs ?? ABSENT_RETRY_MS;
       await sleep(outcome === "absent" ? absentRetryMs : CHANGED_RETRY_MS, options.stopping);
     }
   }
 
-  /** Undefined where there is nothing to drain. */
-  async #prepare(session: SqlSession): Promise<OutboxDrain | undefined> {
+  async #connect(options: RunOptions): Promise<DrainResult | "absent"> {
+    let drain: OutboxDrain | undefined;
+    const wasAbsent = this.#absentReason !== undefined;
+    try {
+      const session = await openSqlSession(this.#options.params, {
+        action: ACTION,
+        onNotify: () => drain?.call(),
+        onNotice: (message) => this.#log.debug("notice from PostgreSQL: {message}", { message }),
+      }, options.stopping);
+      try {
+        drain = await this.#prepare(session, options.stopping);
+        options.onOpen();
+        return drain === undefined ? "absent" : await drain.run(options);
+      } finally {
+        await session.close();
+      }
+    } catch (error) {
+      // As long as there is nothing to drain, a server that is away is not this source's to complain of.
+      if (!wasAbsent || drain !== undefined || error instanceof PermanentError) throw error;
+      this.#log.debug("looking for durable messages failed: {reason}", { reason: errorText(error) });
+      return "absent";
+    }
+  }
+
+  /** Undefined where there is nothing to drain. Ends the session if the server is silent, or when it is time to stop. */
+  async #prepare(session: SqlSession, stopping: AbortSignal): Promise<OutboxDrain | undefined> {
+    const giveUp = () => void session.close();
+    const timer = setTimeout(giveUp, BEGIN_PATIENCE_MS);
+    stopping.addEventListener("abort", giveUp);
     try {
       await prepareSession(session.sql);
       const layout = await this.#inspect(session);
@@ -75,31 +96,50 @@ export class OutboxSource implements Source {
       this.#keepOrForget(layout);
       await session.sql.unsafe(`LISTEN ${WAKE_CHANNEL}`);
       const table = await OutboxTable.open(session.sql, layout);
-      const channels = this.#options.channels();
-      const claimed = await table.claim(channels);
-      if (claimed.length === 0) {
-        throw new StandingByError(
-          `another instance drains the durable messages of ${list(channels)} at ${session.where}`,
-        );
-      }
-      this.#tellWhatIsMissing(layout, channels, claimed);
-      return new OutboxDrain({
-        session,
-        table,
-        layout,
-        channels,
-        claimed,
-        sink: this.#options.sink,
-        inFlight: this.#inFlight,
-        counts: this.counts,
-        log: this.#log,
-        action: ACTION,
-        onOtherChannel: (channel) => this.#reportOtherChannel(table, channel),
-      });
+      return this.#makeDrain(session, table, layout, await this.#claim(session, table));
     } catch (error) {
       if (error instanceof StandingByError || error instanceof PermanentError) throw error;
       throw session.explain(error, ACTION);
+    } finally {
+      clearTimeout(timer);
+      stopping.removeEventListener("abort", giveUp);
     }
+  }
+
+  #makeDrain(session: SqlSession, table: OutboxTable, layout: Layout, claimed: readonly string[]): OutboxDrain {
+    const channels = this.#options.channels();
+    this.#tellWhatIsMissing(layout, channels, claimed);
+    return new OutboxDrain({
+      session,
+      table,
+      layout,
+      channels,
+      claimed,
+      sink: this.#options.sink,
+      inFlight: this.#inFlight,
+      counts: this.counts,
+      log: this.#log,
+      action: ACTION,
+      onOtherChannel: (channel) => this.#reportOtherChannel(table, channel),
+    });
+  }
+
+  /**
+   * The channels that no other session drains. Of a connection that the network has lost, PostgreSQL learns late: our own
+   * session of before would keep us out until then, and is ended.
+   */
+  async #claim(session: SqlSession, table: OutboxTable): Promise<readonly string[]> {
+    const channels = this.#options.channels();
+    const leftover = this.#backend !== undefined && await table.terminate(this.#backend);
+    this.#backend = await table.backend();
+    const deadlineMs = performance.now() + END_PATIENCE_MS;
+    const claimed = await table.claim(channels);
+    while (leftover && claimed.length < channels.length && performance.now() < deadlineMs) {
+      await sleep(END_POLL_MS);
+      claimed.push(...await table.claim(channels.filter((channel) => !claimed.includes(channel))));
+    }
+    if (claimed.length > 0) return claimed;
+    throw new StandingByError(`another instance drains the durable messages of ${list(channels)} at ${session.where}`);
   }
 
   async #inspect(session: SqlSession): Promise<Layout | undefined> {

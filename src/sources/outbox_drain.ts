@@ -26,8 +26,9 @@ const STRAGGLER_LONGEST_MS = 1_000;
 const DELETE_AFTER_MS = 100;
 /** Rows handed out and not deleted, however small: what they cost beside their bytes. */
 const MAX_ROWS_IN_FLIGHT = 10_000;
-/** A statement that is not answered in this time: the connection is given up. */
-const PATIENCE_MS = 60_000;
+/** A statement that is not answered in this time: the connection is given up. Counting may read a large table. */
+const PATIENCE_MS = 20_000;
+const COUNT_PATIENCE_MS = 300_000;
 
 /** SQLSTATEs of a table that is gone or altered: undefined_table, undefined_column, invalid_schema_name. */
 const LAYOUT_CODES = new Set(["42P01", "42703", "3F000"]);
@@ -212,7 +213,8 @@ export class OutboxDrain {
     if (!layout.current && !page.cut) this.#position.restart();
     await this.#planNextLook(page);
     for (const channel of page.otherChannels) {
-      if (!this.#options.channels.includes(channel)) await this.#answered(this.#options.onOtherChannel(channel));
+      if (this.#options.channels.includes(channel)) continue;
+      await this.#answered(this.#options.onOtherChannel(channel), COUNT_PATIENCE_MS);
     }
     return undefined;
   }
@@ -300,11 +302,11 @@ export class OutboxDrain {
   }
 
   /** The answer, unless the connection is lost or silent, or time to stop is up. One at a time. */
-  async #answered<T>(query: Promise<T>): Promise<T> {
+  async #answered<T>(query: Promise<T>, patienceMs = PATIENCE_MS): Promise<T> {
     const patience = Promise.withResolvers<undefined>();
     this.#giveUp = () => patience.resolve(undefined);
     if (this.#lost) this.#giveUp();
-    const timer = setTimeout(this.#giveUp, PATIENCE_MS);
+    const timer = setTimeout(this.#giveUp, patienceMs);
     try {
       const answer = await Promise.race([query.then((value) => ({ value })), patience.promise]);
       if (answer !== undefined) return answer.value;
@@ -315,8 +317,8 @@ export class OutboxDrain {
     query.catch(() => {});
     if (this.#lost) throw this.#connectionLost();
     throw new TransientError(
-      `PostgreSQL at ${this.#options.session.where} did not answer within ${
-        PATIENCE_MS / 1000
+      `PostgreSQL at ${this.#options.session.where} did not answer in ${
+        patienceMs / 1000
       } s: the connection is given up`,
     );
   }

@@ -34,6 +34,12 @@ export interface Layout {
   readonly timeline: string;
 }
 
+/** A session as PostgreSQL knows it: process ids are used again. */
+export interface Backend {
+  readonly pid: number;
+  readonly since: string;
+}
+
 export interface OutboxRow {
   readonly id: string;
   readonly channel: string;
@@ -239,6 +245,22 @@ export class OutboxTable {
     const [row] = await this.#sql<{ count: string }[]>`
       select count(*)::text as count from events.events where channel = ${channel}`;
     return row?.count ?? "0";
+  }
+
+  /** This session. */
+  async backend(): Promise<Backend> {
+    const [row] = await this.#sql.unsafe<Backend[]>(
+      "select pid, backend_start::text as since from pg_stat_activity where pid = pg_backend_pid()",
+    );
+    if (row === undefined) throw new Error("the server does not know this session");
+    return row;
+  }
+
+  /** Ends a session of this role; false where it is gone already. */
+  async terminate({ pid, since }: Backend): Promise<boolean> {
+    const rows = await this.#sql`
+      select pg_terminate_backend(pid) from pg_stat_activity where pid = ${pid} and backend_start::text = ${since}`;
+    return rows.length > 0;
   }
 
   /** Which of the channels are now ours to drain: those that no other session has. */

@@ -11,6 +11,7 @@ import { OutboxSource } from "../../src/sources/outbox.ts";
 import { installEvents, OLD_HELPER_SQL, runScript } from "../support/events_schema.ts";
 import { scenario, type Scope, type TestDatabase } from "../support/scenario.ts";
 import { sharedServer } from "../support/servers.ts";
+import { TcpRelay } from "../support/tcp_relay.ts";
 import { until } from "../support/wait.ts";
 import { LogRecorder } from "../unit/log_recorder.ts";
 
@@ -395,3 +396,27 @@ scenario("senders that come fast stop calling, and those that come slowly are he
     assert.ok(calls > before, "it was called");
   }
 });
+
+scenario(
+  "a connection that goes silent is given up, and what the server keeps of it does not keep us out",
+  async (scope) => {
+    const db = await database(scope);
+    const relay = scope.keep(await TcpRelay.start({ targetPort: Number(new URL(db.uri).port) }));
+    const { source, sink, log, ended } = await begin(scope, relay.uriOf(db.uri));
+    sink.acknowledgesAtOnce = false;
+    await send(db, "before");
+    await until(() => sink.events.length === 1, { what: "the first message" });
+    relay.swallow();
+    sink.acknowledgeAll();
+    await send(db, "meanwhile");
+    assert.match(String(await ended), /did not answer in 20 s: the connection is given up/);
+    sink.acknowledgesAtOnce = true;
+    await start(scope, { source, sink, log });
+    await emptied(db);
+    assert.deepEqual(sink.texts, ["before", "meanwhile"], "none twice");
+    const [sessions] = await db.sql<{ count: number }[]>`
+    select count(*)::int as count from pg_stat_activity
+     where datname = ${db.name} and application_name = 'pg-event-proxy'`;
+    assert.equal(sessions?.count, 1);
+  },
+);
