@@ -1,6 +1,7 @@
 /** The program killed at any moment: whatever it had read and not delivered is delivered by the next one. */
 
 import assert from "node:assert/strict";
+import process from "node:process";
 import { after } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { scenario } from "../support/scenario.ts";
@@ -31,3 +32,21 @@ scenario(`${KILLS} times SIGKILL while writes go on`, async (scope) => {
   report(`killed ${KILLS} times`, verdicts);
   for (const [kind, { repeats }] of verdicts) assert.ok(repeats > 0, `${kind}: no kill hit an event on its way`);
 }, { timeoutMs: 150_000 });
+
+scenario("the program frozen for longer than wal_sender_timeout, beside one that stands by", async (scope) => {
+  const trial = await Trial.start(scope, await plant);
+  const proxy = await trial.startProxy();
+  trial.startWriters();
+  await trial.flows("redis");
+  const standby = scope.proxy(trial.proxyOptions());
+  await standby.waitForLog(/source wal .* stands by/);
+  process.kill(proxy.pid, "SIGSTOP");
+  scope.defer(() => process.kill(proxy.pid, "SIGCONT"));
+  // PostgreSQL gives up the frozen one's session, and the other takes over.
+  await standby.waitForLog(/source wal .* takes over/, 20_000);
+  await trial.flows("redis");
+  // It wakes with events in hand, which the other has sent or is sending.
+  process.kill(proxy.pid, "SIGCONT");
+  await proxy.waitForLog(/source wal .* stands by/, 20_000);
+  report("frozen, and woken beside its successor", await trial.finish());
+}, { timeoutMs: 90_000 });

@@ -10,7 +10,8 @@ import { until } from "../support/wait.ts";
 import { ALL_KINDS, Plant, WAL_SENDER_TIMEOUT_MS } from "./plant.ts";
 import { report, Trial } from "./trial.ts";
 
-const plant = Plant.start();
+/** So that the slots, which nobody confirms while a broker is silent, would be lost within the hour. */
+const plant = Plant.start({ postgresSettings: { max_slot_wal_keep_size: "400MB" } });
 after(async () => await (await plant).stop());
 
 scenario("connections to PostgreSQL cut, again and again", async (scope) => {
@@ -149,6 +150,10 @@ async function neverAcknowledged(scope: Scope): Promise<void> {
     proxy.waitForLog(/acknowledgement by amqp .* none of \d+ events in flight was acknowledged for \d+ s/, 60_000),
     proxy.waitForLog(/acknowledgement by mqtt .* none of \d+ events in flight was acknowledged for \d+ s/, 60_000),
     proxy.waitForLog(/redis upstream .* is not available/, 60_000),
+    proxy.waitForLog(
+      /replication slot .* will be lost in about \d+ (s|min) at the present rate: it holds back \d+ MiB/,
+      60_000,
+    ),
   ]);
   assert.equal(await trial.confirmedLsn(), confirmedLsn, "the slot was confirmed without an acknowledgement");
   for (const kind of trial.kinds) {

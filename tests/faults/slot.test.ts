@@ -129,3 +129,32 @@ scenario("the slot of an idle database moves on while another database writes", 
     return slot?.moved;
   }, { what: "the idle slot to pass what the neighbour wrote", timeoutMs: 20_000 });
 });
+
+scenario("a table whose updates the WAL does not tell is named once, with the remedy", async (scope) => {
+  const trial = await Trial.start(scope, await plant);
+  const proxy = await trial.startProxy();
+  await trial.sql.unsafe(`
+    create table "no key" (n int);
+    create table "other" (n int);
+    insert into "no key" select generate_series(1, 3);
+    insert into "other" values (1);
+    update "no key" set n = n + 1;
+    update "no key" set n = n + 1;
+    delete from "other"`);
+  await trial.passMarker();
+  await terminateWalsender(trial);
+  await trial.sql.unsafe('update "no key" set n = n + 1');
+  await trial.passMarker();
+  const named = proxy.log.map(({ json }) => String(json?.message)).filter((text) => /no replica identity/.test(text));
+  assert.equal(named.length, 2, named.join("\n"));
+  assert.match(
+    named[0]!,
+    /"no key" has no replica identity: its updates and deletes are not delivered; give it a primary/,
+  );
+  const remedy = /or run: (ALTER TABLE .* REPLICA IDENTITY FULL)/.exec(named[0]!)?.[1];
+  const before = trial.arrivals("redis").length;
+  await trial.sql.unsafe(remedy!);
+  await trial.sql.unsafe('update "no key" set n = n + 1');
+  await trial.passMarker();
+  assert.ok(trial.arrivals("redis").length >= before + 3 + 2 + 3 + 2, "the updates are not told after the remedy");
+});

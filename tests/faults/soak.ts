@@ -102,6 +102,8 @@ async function make(fault: Fault, trial: Trial, program: Program): Promise<void>
     case "program stopped":
     case "program taken over":
       return await program.make(fault.kind);
+    case "program frozen":
+      return await program.freeze(fault.durationMs);
     case "broker killed":
       return await restartBroker(trial, fault.broker, "kill");
     case "broker shut down":
@@ -195,6 +197,13 @@ class Program {
         await this.#active.waitForLog(/stands by/, 3_000).catch(() => {});
         await before.kill("SIGKILL");
     }
+  }
+
+  async freeze(durationMs: number): Promise<void> {
+    const { pid } = this.#active;
+    process.kill(pid, "SIGSTOP");
+    await delay(durationMs);
+    process.kill(pid, "SIGCONT");
   }
 
   /** The program may never end by itself. */

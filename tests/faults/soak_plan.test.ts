@@ -13,7 +13,7 @@ test("the same seed gives the same faults at the same times, another seed others
 test("every kind of fault comes up, at every place, in order", () => {
   const plan = planSoak(1, HOUR_MS);
   const kinds = new Set(plan.map(({ fault }) => fault.kind));
-  assert.equal(kinds.size, 18);
+  assert.equal(kinds.size, 19);
   const cut = plan.filter(({ fault }) => fault.kind === "connections cut").map(({ fault }) => describeFault(fault));
   assert.deepEqual([...new Set(cut)].sort(), [
     "connections cut (amqp)",

@@ -11,6 +11,7 @@ export type Place = "postgres" | BrokerKind;
 
 export type Fault =
   | { readonly kind: "program killed" | "program stopped" | "program taken over" }
+  | { readonly kind: "program frozen"; readonly durationMs: number }
   | { readonly kind: "broker killed" | "broker shut down"; readonly broker: BrokerKind }
   | { readonly kind: "broker frozen"; readonly broker: BrokerKind; readonly durationMs: number }
   | { readonly kind: "PostgreSQL stopped fast" | "PostgreSQL stopped immediately" | "PostgreSQL killed" }
@@ -36,15 +37,13 @@ const PLACES: readonly Place[] = ["postgres", ...ALL_KINDS];
 const TRACKS: Readonly<Record<Track, { readonly meanGapMs: number; make(random: Random): Fault }>> = {
   program: {
     meanGapMs: 8_000,
-    make: (random) => ({
-      kind: pick(random, [
-        "program killed",
-        "program killed",
-        "program killed",
-        "program stopped",
-        "program taken over",
-      ]),
-    }),
+    make: (random) => {
+      const kind = pick(
+        random,
+        ["program killed", "program killed", "program stopped", "program taken over", "program frozen"] as const,
+      );
+      return kind === "program frozen" ? { kind, durationMs: between(random, 500, 7_000) } : { kind };
+    },
   },
   brokers: {
     meanGapMs: 15_000,
