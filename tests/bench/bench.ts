@@ -28,6 +28,8 @@ export interface Settings {
   /** Rows in a transaction, `all` for one transaction; undefined: all three. */
   readonly transactions: readonly (number | "all")[] | undefined;
   readonly runtime: ProxyRuntime;
+  /** For the section `profile`. */
+  readonly sampler: "perf" | "own";
   /** Environment variables for the proxy, over those of the case: to try a setting. */
   readonly proxyEnv: Readonly<Record<string, string>>;
 }

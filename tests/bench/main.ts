@@ -114,6 +114,7 @@ function readCommandLine(args: readonly string[]): CommandLine {
       upstream: { type: "string" },
       transaction: { type: "string" },
       runtime: { type: "string", default: "executable" },
+      sampler: { type: "string", default: "perf" },
       set: { type: "string", multiple: true, default: [] },
       json: { type: "string", default: join(ROOT_DIR, "dist/bench.json") },
       markdown: { type: "boolean", default: false },
@@ -135,6 +136,7 @@ function readCommandLine(args: readonly string[]): CommandLine {
       upstreams: values.upstream?.split(","),
       transactions: values.transaction?.split(",").map((word) => word === "all" ? word : Number(word)),
       runtime: runtimeOf(values.runtime),
+      sampler: values.sampler === "own" ? "own" : "perf",
       proxyEnv: Object.fromEntries(values.set.map((text) => {
         const at = text.indexOf("=");
         return [text.slice(0, at), text.slice(at + 1)];

@@ -1,12 +1,12 @@
 /**
  * Where the proxy spends its processor time, per upstream: `scripts/bench profile --upstream redis --runtime bun`.
  *
- * Under Bun and Deno their own samplers run (`--cpu-prof`), on the sources; the file in dist/profiles opens in Chromium's
- * developer tools and in speedscope. With the executable it is `perf record`, which shows the native side: the kernel,
- * garbage collection, and code compiled at run time as one lump.
+ * By default `perf` samples the processor, also the kernel, the garbage collector and code compiled at run time
+ * (perf_profile.ts). With `--sampler own` the runtime's own sampler runs (`--cpu-prof`), on the sources; its file in
+ * dist/profiles opens in Chromium's developer tools and in speedscope. It samples the wall clock: on a busy machine a
+ * function is charged with the time in which another process ran.
  */
 
-import { execFileSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { ProxyRuntime } from "../support/proxy.ts";
@@ -16,6 +16,7 @@ import { type Dataset, dropDataset, writeDataset } from "./dataset.ts";
 import { figure, type Section, type Table } from "./report.ts";
 import { upstreamCase, wantedCases } from "./upstream_cases.ts";
 import type { UpstreamCase } from "./upstream_cases.ts";
+import { perfProfile } from "./perf_profile.ts";
 import { runProxy } from "./wal_run.ts";
 
 const SHOWN = 40;
@@ -33,11 +34,9 @@ export async function profileSection(bench: Bench): Promise<Section> {
       const upstream = await upstreamCase(bench, name);
       const file = join(PROFILES_DIR, `${bench.settings.runtime}-${name}-${transaction}`);
       say(`profiling ${upstream.label}`);
-      tables.push(
-        bench.settings.runtime === "executable"
-          ? await nativeProfile(bench, dataset, upstream, `${file}.perf.data`)
-          : await scriptProfile(bench, dataset, upstream, `${file}.cpuprofile`, bench.settings.runtime),
-      );
+      const { runtime, sampler } = bench.settings;
+      if (sampler === "perf") tables.push(...await perfProfile(bench, dataset, upstream, `${file}.perf.data`));
+      else tables.push(await scriptProfile(bench, dataset, upstream, `${file}.cpuprofile`, runtime));
     }
     await dropDataset(bench, dataset);
   }
@@ -116,43 +115,4 @@ function selfTimes(profile: CpuProfile): { readonly lines: SelfTime[]; readonly 
 function shortPath(url: string): string {
   const path = url.replace(/^file:\/\//, "").replace(`${ROOT_DIR}/`, "");
   return path.replace(/^.*node_modules\//, "");
-}
-
-async function nativeProfile(bench: Bench, dataset: Dataset, upstream: UpstreamCase, file: string): Promise<Table> {
-  const prefix = ["perf", "record", "-q", "-F", "2000", "-o", file, "--"];
-  const pass = await runProxy(bench, dataset, [upstream], { prefix });
-  const report = execFileSync("perf", [
-    "report",
-    "-i",
-    file,
-    "--stdio",
-    "-q",
-    "--sort",
-    "comm,dso,symbol",
-    "--percent-limit",
-    "0.5",
-  ], {
-    encoding: "utf8",
-    stdio: ["ignore", "pipe", "ignore"],
-    maxBuffer: 64e6,
-  });
-  const cpuUs = (pass.clientCpuMs * 1000) / dataset.events;
-  const lines = report.split("\n").flatMap((line) => {
-    const [, share, thread, object, symbol] = /^\s*([\d.]+)%\s+(.+?)\s{2,}(\S+)\s+(.*\S)\s*$/.exec(line) ?? [];
-    return share === undefined
-      ? []
-      : [{ share: Number(share), thread, object, symbol: (symbol ?? "").replace(/\s+-\s+-$/, "") }];
-  });
-  return {
-    title: `${upstream.label}, native: ${file}`,
-    note: `${figure(pass.seconds)} s, ${figure(cpuUs)} µs CPU per event.`,
-    columns: ["symbol", "share %", "µs/event", "object:", "thread:"],
-    rows: lines.slice(0, SHOWN).map(({ share, thread, object, symbol }) => [
-      symbol.slice(0, 90),
-      figure(share),
-      figure((share / 100) * cpuUs),
-      object ?? "",
-      thread ?? "",
-    ]),
-  };
 }

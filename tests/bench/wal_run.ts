@@ -43,6 +43,7 @@ export interface ProxyPassOptions {
   /** Put before the command: `perf stat …`. Its child is what is measured. */
   readonly prefix?: readonly string[];
   readonly runtimeArgs?: readonly string[];
+  readonly env?: Readonly<Record<string, string>>;
 }
 
 export async function runProxy(
@@ -54,7 +55,7 @@ export async function runProxy(
   for (const upstream of upstreams) await upstream.prepare();
   const pass = await withSlotCopy(bench, dataset.slot, async (slot) => {
     const program = bench.home.startProxy(options.runtime ?? bench.settings.runtime, {
-      env: { ...proxyEnv(bench, slot, upstreams), ...bench.settings.proxyEnv },
+      env: { ...proxyEnv(bench, slot, upstreams), ...bench.settings.proxyEnv, ...options.env },
       prefix: options.prefix,
       runtimeArgs: options.runtimeArgs,
     });
