@@ -3,6 +3,7 @@
 import { execFileSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { ROOT_DIR } from "../support/proxy.ts";
 import type { Bench } from "./bench.ts";
 import type { Dataset } from "./dataset.ts";
 import { figure, type Table } from "./report.ts";
@@ -87,7 +88,9 @@ function kindOf({ object, symbol }: Line): string {
 
 /** The runtimes come without symbols: what is theirs stays an address, and is summed up under their name. */
 function functionOf({ object, symbol }: Line): string {
-  const name = symbol.replace(/^\[.\] /, "").replace(/^JSC-\w+: /, "").replace(/#\w+$/, "").replace(/^[*~^]/, "");
+  // V8 puts the tier before the name and the place after it: `JS:*'name file:///…/lane.ts:243:8`.
+  const name = symbol.replace(/^\[.\] /, "").replace(/^JSC-\w+: /, "").replace(/#\w+$/, "").replace(/^JS:[*~^+']+/, "")
+    .replace(/ file:\S*\/node_modules\//, " ").replace(`file://${ROOT_DIR}/`, "").slice(0, 90);
   if (/^0x[0-9a-f]+$/.test(name)) return `(in ${object.startsWith("[JIT]") ? "code compiled at run time" : object})`;
   return symbol.startsWith("[k]") ? `${name} (kernel)` : name;
 }
