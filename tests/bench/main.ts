@@ -45,7 +45,7 @@ interface CommandLine {
 }
 
 async function main(): Promise<void> {
-  const { settings, sections, markdown, jsonFile } = readCommandLine(process.argv.slice(2));
+  const { settings, sections, markdown, jsonFile } = readCommandLineOrExit();
   if (sections.length > 0) warnIfBusy();
   const brokers = new Brokers();
   try {
@@ -102,6 +102,15 @@ async function runSection(
 function warnIfBusy(): void {
   const load = loadavg()[0] ?? 0;
   if (load > 1) say(`the machine is busy (load ${load.toFixed(1)}): the figures will say little`);
+}
+
+function readCommandLineOrExit(): CommandLine {
+  try {
+    return readCommandLine(process.argv.slice(2));
+  } catch (error) {
+    process.stderr.write(`bench: ${error instanceof Error ? error.message : String(error)}\n`);
+    process.exit(2);
+  }
 }
 
 function readCommandLine(args: readonly string[]): CommandLine {
