@@ -6,8 +6,12 @@ import { errorText, PermanentError, StandingByError } from "./errors.ts";
 import { OutageLog } from "./outage_log.ts";
 import type { Source } from "./source.ts";
 
-/** How often an instance that stands by looks whether the other is gone, in milliseconds. */
+/**
+ * How often an instance that stands by looks whether the other is gone, in milliseconds; more often in the beginning, since
+ * what holds us up is mostly our own session of before, which PostgreSQL is just clearing away.
+ */
 const STANDBY_POLL_MS = 1_000;
+const FIRST_STANDBY_POLL_MS = 100;
 
 /** States: *connecting*, *open*, *standing by* (another instance does the work), *ended*. */
 export class SourceSupervisor {
@@ -37,6 +41,7 @@ export class SourceSupervisor {
   async run(stopping: AbortSignal, deadline: AbortSignal): Promise<void> {
     const backoff = new Backoff();
     let everOpen = false;
+    let standbyPollMs = FIRST_STANDBY_POLL_MS;
     while (!stopping.aborted) {
       let openedAtMs: number | undefined;
       try {
@@ -46,6 +51,7 @@ export class SourceSupervisor {
           onOpen: () => {
             everOpen = true;
             openedAtMs = Date.now();
+            standbyPollMs = FIRST_STANDBY_POLL_MS;
             this.#opened();
           },
         });
@@ -56,7 +62,8 @@ export class SourceSupervisor {
         if (stopping.aborted) return;
         if (error instanceof StandingByError) {
           this.#standBy(error);
-          await sleep(STANDBY_POLL_MS, stopping);
+          await sleep(standbyPollMs, stopping);
+          standbyPollMs = Math.min(2 * standbyPollMs, STANDBY_POLL_MS);
           continue;
         }
         if (error instanceof PermanentError && !everOpen) throw error;

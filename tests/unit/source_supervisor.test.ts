@@ -64,12 +64,12 @@ test("a permanent fault before the first opening is thrown, also after passing o
   assert.equal(starts(), 2);
 });
 
-test("an instance that stands by looks every second, and says so once and when it takes over", async () => {
+test("an instance that stands by looks soon, then every second, and says so once and when it takes over", async () => {
   using timers = new HurriedTimers();
   const standing = failing(new StandingByError("slot is held"));
-  const { done, log, supervisor } = supervise([standing, standing, standing, lostAfterOpening]);
+  const { done, log, supervisor } = supervise([...Array.from({ length: 6 }, () => standing), lostAfterOpening]);
   await done;
-  assert.deepEqual(timers.requestedMs.slice(0, 3), [1000, 1000, 1000]);
+  assert.deepEqual(timers.requestedMs.slice(0, 6), [100, 200, 400, 800, 1000, 1000]);
   assert.match(log.texts[0]!, /scripted stands by: slot is held; it takes over when that ends/);
   assert.match(log.texts[1]!, /scripted takes over after standing by/);
   assert.equal(log.texts.length, 3);
