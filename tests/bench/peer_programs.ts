@@ -158,21 +158,13 @@ async function startNodePipeline(bench: Bench, slot: string): Promise<PeerRun> {
 
 const WAL_LISTENER_FILE = join(INSTALL_DIR, `wal-listener-${WAL_LISTENER_VERSION}`, "wal-listener");
 
-/** From the Go module proxy, or from a clone that PGPROXY_BENCH_WAL_LISTENER_SOURCE names. */
+/** A Go module, from the Go module proxy. */
 async function installWalListener(): Promise<void> {
   if (existsSync(WAL_LISTENER_FILE)) return;
   requireTool("go", ["version"], "Go is not installed");
   const dir = join(INSTALL_DIR, `wal-listener-${WAL_LISTENER_VERSION}`);
   mkdirSync(dir, { recursive: true });
-  const source = process.env.PGPROXY_BENCH_WAL_LISTENER_SOURCE;
-  if (source === undefined || source === "") {
-    await run("go", ["install", `${WAL_LISTENER}/cmd/wal-listener@${WAL_LISTENER_VERSION}`], { env: { GOBIN: dir } });
-    return;
-  }
-  const clone = join(dir, "source");
-  rmSync(clone, { recursive: true, force: true });
-  await run("git", ["clone", "--quiet", "--branch", WAL_LISTENER_VERSION, source, clone]);
-  await run("go", ["build", "-o", WAL_LISTENER_FILE, "./cmd/wal-listener"], { cwd: clone });
+  await run("go", ["install", `${WAL_LISTENER}/cmd/wal-listener@${WAL_LISTENER_VERSION}`], { env: { GOBIN: dir } });
 }
 
 async function startWalListener(bench: Bench, slot: string): Promise<PeerRun> {

@@ -256,6 +256,9 @@ export class ServerProcess implements Server {
   }
 }
 
+/** Those that this process has asked for: a server may take seconds to listen, and keeps its port while it is down. */
+const givenPorts = new Set<number>();
+
 /**
  * A free port below the ephemeral range. Ports from that range would be given to outgoing connections while the server
  * is down, and a client that keeps connecting to a local ephemeral port ends up connected to itself.
@@ -263,6 +266,8 @@ export class ServerProcess implements Server {
 export async function freePort(): Promise<number> {
   for (;;) {
     const port = 12_000 + Math.floor(Math.random() * 20_000);
+    if (givenPorts.has(port)) continue;
+    givenPorts.add(port);
     const free = await new Promise<boolean>((resolve) => {
       const probe = createServer();
       probe.once("error", () => resolve(false));
