@@ -23,13 +23,15 @@ function firstDeliveries(ids: readonly number[]): number[] {
 
 /** Commits numbered rows one by one until it is stopped; a server that is away is waited for. */
 class Writer {
-  readonly #sql: postgres.Sql;
+  readonly #uri: string;
   readonly #work: Promise<void>;
+  #sql: postgres.Sql;
   #stopping = false;
   last = 0;
 
-  constructor(database: Pick<TestDatabase, "uri">) {
-    this.#sql = postgres(database.uri, { max: 1, backoff: () => 0.05, connect_timeout: 5, onnotice: () => {} });
+  constructor({ uri }: Pick<TestDatabase, "uri">) {
+    this.#uri = uri;
+    this.#sql = this.#connect();
     this.#work = this.#write();
   }
 
@@ -39,20 +41,36 @@ class Writer {
     await this.#sql.end({ timeout: 1 });
   }
 
+  #connect(): postgres.Sql {
+    return postgres(this.#uri, { max: 1, connect_timeout: 5, onnotice: () => {} });
+  }
+
   async #write(): Promise<void> {
     while (!this.#stopping) {
       const id = this.last + 1;
       // Whether it was committed when the connection broke is not known: the same number again does no harm.
-      await until(async () => {
-        await this.#sql`insert into t values (${id}) on conflict do nothing`;
-        return true;
-      }, { what: `row ${id} to be committed`, timeoutMs: 30_000 });
+      await until(() => this.#commit(id), { what: `row ${id} to be committed`, timeoutMs: 60_000 });
       this.last = id;
       // A steady load, not as much as the servers can take.
       await delay(5);
     }
   }
+
+  async #commit(id: number): Promise<boolean> {
+    const committed = this.#sql`insert into t values (${id}) on conflict do nothing`.then(() => true, () => false);
+    const patience = new AbortController();
+    // The library now and then never answers a query whose connection was lost: then a new client is better.
+    const late = delay(PATIENCE_MS, false, { signal: patience.signal }).catch(() => false);
+    const done = await Promise.race([committed, late]);
+    patience.abort();
+    if (done) return true;
+    await this.#sql.end({ timeout: 0 });
+    this.#sql = this.#connect();
+    return false;
+  }
 }
+
+const PATIENCE_MS = 5_000;
 
 async function confirmedFlush(sql: postgres.Sql, slot: string): Promise<bigint> {
   const [row] = await sql<{ position: string }[]>`
