@@ -49,4 +49,4 @@ scenario("the program frozen for longer than wal_sender_timeout, beside one that
   process.kill(proxy.pid, "SIGCONT");
   await proxy.waitForLog(/source wal .* stands by/, 20_000);
   report("frozen, and woken beside its successor", await trial.finish());
-}, { timeoutMs: 90_000 });
+}, { timeoutMs: 240_000 });

@@ -36,7 +36,7 @@ scenario("connections to the brokers cut, again and again", async (scope) => {
     }));
   }
   report("brokers cut 6 times", await trial.finish());
-}, { timeoutMs: 90_000 });
+}, { timeoutMs: 240_000 });
 
 scenario("a trickle, in each direction, to PostgreSQL and to the brokers", async (scope) => {
   const trial = await Trial.start(scope, await plant);
@@ -57,7 +57,7 @@ scenario("a trickle, in each direction, to PostgreSQL and to the brokers", async
     trial.ways.heal();
   }
   report("trickles", await trial.finish());
-}, { timeoutMs: 90_000 });
+}, { timeoutMs: 240_000 });
 
 // Each of these waits out a time limit of the protocols: at the same time, with relays and databases of their own.
 scenario("silence: half-open connections, brokers that acknowledge nothing, an outage of 40 s", async (scope) => {

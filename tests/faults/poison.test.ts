@@ -92,7 +92,7 @@ for (const poison of POISONS) {
       assert.match(text, poison.reason);
       assert.match(text, /refused event [0-9A-F]+\/[0-9A-F]+-\d+ for (exchange|topic):/);
     },
-    { timeoutMs: 90_000 },
+    { timeoutMs: 240_000 },
   );
 
   scenario(

@@ -66,7 +66,7 @@ scenario(
     await trial.startProxy();
     report("ended by force", await trial.finish());
   },
-  { timeoutMs: 90_000 },
+  { timeoutMs: 240_000 },
 );
 
 scenario(
@@ -100,5 +100,5 @@ scenario(
     assert.ok(proxy.log.some(({ text }) => /shuts down; it is let go with \d+ transactions/.test(text)), proxy.stderr);
     report("fast shutdowns", await trial.finish());
   },
-  { timeoutMs: 90_000 },
+  { timeoutMs: 240_000 },
 );

@@ -390,7 +390,7 @@ scenario("large messages behind a broker that does not answer wait in PostgreSQL
   const distinct = new Set(received.map(({ properties }) => properties.messageId));
   assert.equal(distinct.size, 300);
   assert.ok(received.every(({ payload }) => payload.length === 2 ** 20));
-}, { timeoutMs: 90_000 });
+}, { timeoutMs: 240_000 });
 
 scenario(
   "a backlog of 50,000 drains in order and in bounded memory, with rows of other channels between",
@@ -419,5 +419,5 @@ scenario(
     );
     assert.ok(peakMib < 250, `peak RSS ${peakMib} MiB`);
   },
-  { timeoutMs: 90_000 },
+  { timeoutMs: 240_000 },
 );

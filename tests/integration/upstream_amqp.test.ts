@@ -19,7 +19,7 @@ import {
 } from "../support/upstream_contract.ts";
 
 const EXCHANGE: Target = { type: "exchange", name: "amq.topic" };
-const TIMEOUT = { timeout: 120_000 };
+const TIMEOUT = { timeout: 180_000 };
 
 function config(uri: string, tls: TlsConfig = NO_TLS, more: Partial<AmqpConfig> = {}): AmqpConfig {
   return { ...COMMON_CONFIG, kind: "amqp", uri, tls, deliveryMode: 2, declare: false, ...more };

@@ -18,7 +18,7 @@ import {
 } from "../support/upstream_contract.ts";
 
 const TARGET = { type: "topic", name: "contract/events" };
-const TIMEOUT = { timeout: 60_000 };
+const TIMEOUT = { timeout: 180_000 };
 
 function config(uri: string, tls: TlsConfig = NO_TLS, more: Partial<MqttConfig> = {}): MqttConfig {
   return {

@@ -31,7 +31,7 @@ upstreamContract({
   },
 });
 
-const TIMEOUT = { timeout: 60_000 };
+const TIMEOUT = { timeout: 180_000 };
 const signal = new AbortController().signal;
 
 test("redis: a user who may only publish, and only to one channel", TIMEOUT, async () => {

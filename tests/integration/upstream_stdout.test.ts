@@ -13,7 +13,7 @@ import { COMMON_CONFIG, notifyEvent, TestLane, walEvent } from "../support/upstr
 import { until } from "../support/wait.ts";
 
 const TARGET = { type: "topic", name: "terminal" };
-const TIMEOUT = { timeout: 60_000 };
+const TIMEOUT = { timeout: 180_000 };
 
 const open = (fd: number) => TestLane.open(new StdoutUpstream({ ...COMMON_CONFIG, kind: "stdout" }, fd), [TARGET]);
 

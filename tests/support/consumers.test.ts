@@ -34,7 +34,7 @@ test("the AMQP consumer records key, bytes and properties, from an exchange and 
   await assert.rejects(withAmqpChannel(uri, (channel) => channel.checkQueue("consumers-test")), /NOT_FOUND/);
 });
 
-test("the AMQP consumer comes back after the broker was killed", { timeout: 60_000 }, async () => {
+test("the AMQP consumer comes back after the broker was killed", { timeout: 180_000 }, async () => {
   const server = await startRabbitmq();
   try {
     const consumer = await consumeAmqp(server.uri, { queue: "survivor", declare: true });

@@ -44,7 +44,7 @@ export interface Consumer<M extends Message = Message> {
   readonly received: M[];
   /**
    * Resolves with what was received as soon as that is `condition` messages, or `condition` is true of it; fails with
-   * what was received so far after `timeoutMs` (15,000).
+   * what was received so far after `timeoutMs` (45,000).
    */
   waitFor(condition: number | ((received: readonly M[]) => boolean), timeoutMs?: number): Promise<M[]>;
   close(): Promise<void>;
@@ -269,7 +269,7 @@ class Recorder<M extends Message> {
     let closed: Promise<void> | undefined;
     return {
       received: this.#received,
-      waitFor: (condition, timeoutMs = 15_000) => this.#waitFor(condition, timeoutMs),
+      waitFor: (condition, timeoutMs = 45_000) => this.#waitFor(condition, timeoutMs),
       close: () => closed ??= close().then(() => {}),
     };
   }

@@ -81,7 +81,7 @@ export async function runProxy(
   options: ProxyOptions & { readonly timeoutMs?: number } = {},
 ): Promise<ProxyExit & { readonly stdout: string; readonly stderr: string }> {
   const proxy = new ProxyProcess(options);
-  const timeoutMs = options.timeoutMs ?? 20_000;
+  const timeoutMs = options.timeoutMs ?? 60_000;
   let late = false;
   const timer = setTimeout(() => {
     late = true;
@@ -147,7 +147,7 @@ class ProxyProcess implements Proxy {
     return Buffer.concat(this.#stderr).toString("utf8");
   }
 
-  waitForLog(matching: RegExp | ((line: LogLine) => boolean), timeoutMs = 15_000): Promise<LogLine> {
+  waitForLog(matching: RegExp | ((line: LogLine) => boolean), timeoutMs = 45_000): Promise<LogLine> {
     const matches = (line: LogLine) => matching instanceof RegExp ? matching.test(line.text) : matching(line);
     const wanted = matching instanceof RegExp ? String(matching) : "the line that was expected";
     return new Promise((resolve, reject) => {
@@ -178,7 +178,7 @@ class ProxyProcess implements Proxy {
     });
   }
 
-  async waitForReady(timeoutMs = 20_000): Promise<void> {
+  async waitForReady(timeoutMs = 60_000): Promise<void> {
     await this.waitForLog(({ json, text }) => /^ready\b/.test(String(json?.message ?? text)), timeoutMs);
   }
 

@@ -17,13 +17,13 @@ export interface TestDatabase {
 }
 
 export interface ScenarioOptions {
-  /** Default 60,000. */
+  /** Default 180,000. */
   readonly timeoutMs?: number;
 }
 
 /** A test of `node:test` whose scope undoes, in reverse order, whatever `run` made through it. */
 export function scenario(title: string, run: (scope: Scope) => Promise<void>, options: ScenarioOptions = {}): void {
-  test(title, { timeout: options.timeoutMs ?? 60_000 }, async () => {
+  test(title, { timeout: options.timeoutMs ?? 180_000 }, async () => {
     const scope = new Scope();
     let failure: unknown;
     try {
@@ -88,7 +88,7 @@ export class Scope {
 
   async readyProxy(options: ProxyOptions): Promise<Proxy> {
     const proxy = this.proxy(options);
-    await proxy.waitForReady(30_000);
+    await proxy.waitForReady();
     return proxy;
   }
 
@@ -221,7 +221,7 @@ export function waitForPrinted(
     const met = typeof condition === "number" ? seen.length >= condition : condition(seen);
     return met ? seen : undefined;
   }, {
-    timeoutMs: options.timeoutMs ?? 15_000,
+    timeoutMs: options.timeoutMs ?? 45_000,
     what: () =>
       `the program to print ${
         typeof condition === "number" ? `${condition} events` : "what was expected"

@@ -200,7 +200,10 @@ export class ServerProcess implements Server {
   }
 
   async kill(): Promise<void> {
+    const pid = this.#child?.pid;
     await this.#spec.workspace.killAll();
+    // As long as the dead process is not reaped, PostgreSQL takes it for a living postmaster of the same folder.
+    await until(() => pid === undefined || !existsSync(`/proc/${pid}`), { what: `process ${pid} to be reaped` });
     this.#child = undefined;
   }
 

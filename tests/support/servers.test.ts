@@ -8,7 +8,7 @@ import postgres from "postgres";
 import { makeTlsFiles, type Server, startMosquitto, startPostgres, startRabbitmq, startRedis } from "./servers.ts";
 import { until } from "./wait.ts";
 
-const TIMEOUT = { timeout: 120_000 };
+const TIMEOUT = { timeout: 180_000 };
 
 /** The folders of the temporary kind that processes work in. */
 function workingFolders(): Map<number, string> {

@@ -123,7 +123,7 @@ export class TestLane {
   }
 
   /** Resolves when all is answered; fails at once if the session is lost. */
-  async answered(timeoutMs = 15_000): Promise<void> {
+  async answered(timeoutMs = 45_000): Promise<void> {
     await until(() => {
       if (this.losses.length > 0) return true;
       return this.unanswered === 0;
@@ -131,7 +131,7 @@ export class TestLane {
     assert.deepEqual(this.losses, []);
   }
 
-  async lost(timeoutMs = 15_000): Promise<Error> {
+  async lost(timeoutMs = 45_000): Promise<Error> {
     return await until(() => this.losses[0], { what: "the session to report its loss", timeoutMs });
   }
 
@@ -177,7 +177,7 @@ export interface ContractSubject {
   readonly clientCertificateConfig: readonly string[];
 }
 
-const TIMEOUT = { timeout: 120_000 };
+const TIMEOUT = { timeout: 180_000 };
 
 /** Payloads that a careless encoder changes. */
 const HOSTILE_PAYLOADS: readonly Uint8Array[] = [

@@ -3,7 +3,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 
 export interface UntilOptions {
-  /** Default 15,000. */
+  /** Default 45,000. */
   readonly timeoutMs?: number;
   /** Completes the sentence "waited 15 s for …". A function is asked at the end, so that it can tell what was seen. */
   readonly what: string | (() => string);
@@ -17,7 +17,7 @@ export interface UntilOptions {
  */
 export async function until<T>(
   condition: () => T | Promise<T>,
-  { timeoutMs = 15_000, what, intervalMs = 20 }: UntilOptions,
+  { timeoutMs = 45_000, what, intervalMs = 20 }: UntilOptions,
 ): Promise<Exclude<T, undefined | null | false>> {
   const deadline = performance.now() + timeoutMs;
   let lastError: unknown;
