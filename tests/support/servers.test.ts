@@ -1,5 +1,8 @@
 import assert from "node:assert/strict";
-import { existsSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
 import { test } from "node:test";
 import amqp from "amqplib";
 import { Redis } from "ioredis";
@@ -179,8 +182,19 @@ test("all four speak TLS with the test certificates", TIMEOUT, async () => {
 });
 
 test("a server that cannot start says why and leaves nothing", TIMEOUT, async () => {
-  const before = workingFolders();
-  await assert.rejects(startRedis({ config: ["no-such-directive 1"] }), /no-such-directive/);
-  await assert.rejects(startPostgres({ settings: { no_such_setting: "1" } }), /no_such_setting/);
-  assert.deepEqual([...workingFolders()].filter(([pid]) => !before.has(pid)), []);
+  // A folder of its own for temporary folders tells what this test leaves from what others start meanwhile.
+  const before = process.env.TMPDIR;
+  const folder = mkdtempSync(join(tmpdir(), "pg-event-proxy-test-leftovers-"));
+  chmodSync(folder, 0o755);
+  process.env.TMPDIR = folder;
+  try {
+    await assert.rejects(startRedis({ config: ["no-such-directive 1"] }), /no-such-directive/);
+    await assert.rejects(startPostgres({ settings: { no_such_setting: "1" } }), /no_such_setting/);
+    assert.deepEqual([...workingFolders()].filter(([, cwd]) => cwd.startsWith(folder)), []);
+    assert.deepEqual(readdirSync(folder).filter((name) => !name.includes("template")), []);
+  } finally {
+    if (before === undefined) delete process.env.TMPDIR;
+    else process.env.TMPDIR = before;
+    rmSync(folder, { recursive: true, force: true });
+  }
 });
