@@ -249,8 +249,8 @@ const VARIANTS: readonly Variant[] = [
       "include-types": "1",
       "include-typmod": "1",
       "include-type-oids": "1",
+      // Not include-default: what wal2json says of a column that is dropped soon after depends on when it decodes.
       "include-not-null": "1",
-      "include-default": "1",
       "include-pk": "1",
       "include-xids": "1",
       "include-timestamp": "1",
@@ -364,7 +364,13 @@ scenario("every kind of change arrives as the server decodes it, for every optio
 function sameTexts(seen: readonly string[], wanted: readonly string[], what: string): void {
   const differs = wanted.findIndex((text, i) => seen[i] !== text);
   if (differs !== -1) {
-    assert.fail(`${what}, record ${differs}: ${cut(seen[differs])} instead of ${cut(wanted[differs])}`);
+    const [is, should] = [seen[differs] ?? "", wanted[differs] ?? ""];
+    let at = 0;
+    while (at < should.length && is[at] === should[at]) at++;
+    const from = Math.max(0, at - 150);
+    assert.fail(
+      `${what}, record ${differs}, from byte ${from}: ${cut(is.slice(from))} instead of ${cut(should.slice(from))}`,
+    );
   }
   assert.equal(seen.length, wanted.length, what);
 }
