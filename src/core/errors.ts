@@ -42,6 +42,14 @@ export class ChannelRejectedError extends OperatorError {
   override name = "ChannelRejectedError";
 }
 
+/**
+ * The upstream ended the session without a word while deliveries were unanswered, in a protocol where that may be its way
+ * to refuse one of them: MQTT 3.1.1 knows no other. Unlike a timeout, after which the upstream may never have seen them.
+ */
+export class SilentEndError extends TransientError {
+  override name = "SilentEndError";
+}
+
 /** The text of anything thrown, in one line. */
 export function errorText(error: unknown): string {
   if (error instanceof AggregateError && error.errors.length > 0) {

@@ -2,7 +2,7 @@
 
 import type { Logger } from "../log.ts";
 import { aborted, Backoff, sleep, STABLE_MS, unlessAborted } from "./backoff.ts";
-import { ChannelRejectedError, errorText, PermanentError } from "./errors.ts";
+import { ChannelRejectedError, errorText, PermanentError, SilentEndError } from "./errors.ts";
 import type { Event } from "./event.ts";
 import { OutageLog } from "./outage_log.ts";
 import { StallWatch } from "./stall_watch.ts";
@@ -17,8 +17,10 @@ const WINDOWS_AHEAD = 2;
 /** Even a window of one is worth a chunk of the source's socket. */
 const MIN_UNSETTLED = 1000;
 
-/** After this many connections in a row that were lost without one acknowledgement, events are sent one at a time. */
+/** After this many sessions in a row that the upstream ended without one acknowledgement, events are sent one at a time. */
 const FRUITLESS_SESSIONS = 3;
+/** A network that fails, or a broker that crashes again and again, must not pass for a refusal: that takes this long. */
+const SILENT_REFUSAL_MS = 30_000;
 
 export interface LaneOptions {
   readonly upstream: Upstream;
@@ -26,6 +28,8 @@ export interface LaneOptions {
   /** The lane is congested from this many bytes on (payloads plus overhead, not yet acknowledged). */
   readonly maxInFlightBytes: number;
   readonly onReject: "stop" | "drop";
+  /** For how long the upstream must have ended every session over an event without a word, in ms; default 30,000. */
+  readonly silentRefusalMs?: number;
   readonly log: Logger;
   /** Called whenever `ready` may have changed. */
   onChange(): void;
@@ -96,6 +100,7 @@ export class Lane {
   #pumpScheduled = false;
   #probing = 0;
   #fruitlessSessions = 0;
+  #fruitlessSinceMs: number | undefined;
   #acknowledgedInSession = 0;
   #held: { reason: string } | undefined;
   readonly #holdBackoff = new Backoff(500, 10_000);
@@ -249,21 +254,33 @@ export class Lane {
 
   /** Decides whether an event may be the reason for the loss, so that the next session has to find out which. */
   #suspect(cause: Error): void {
-    this.#fruitlessSessions = this.#acknowledgedInSession > 0 || this.#inFlight === 0 ? 0 : this.#fruitlessSessions + 1;
-    const blamesEvent = cause instanceof ChannelRejectedError || this.#fruitlessSessions >= FRUITLESS_SESSIONS;
+    if (this.#acknowledgedInSession > 0 || this.#inFlight === 0) {
+      this.#fruitlessSessions = 0;
+    } else if (cause instanceof SilentEndError) {
+      this.#fruitlessSessions++;
+      this.#fruitlessSinceMs ??= Date.now();
+    }
+    const blamesEvent = cause instanceof ChannelRejectedError ||
+      (cause instanceof SilentEndError && this.#fruitlessSessions >= FRUITLESS_SESSIONS);
     if (!blamesEvent) return;
     const alone = this.#inFlight === 1 ? this.#firstUnanswered() : undefined;
     if (alone === undefined) {
       this.#probing = Math.max(this.#probing, this.#inFlight);
       this.#fruitlessSessions = 0;
-    } else if (this.#probing > 0 || cause instanceof ChannelRejectedError) {
+    } else if (cause instanceof ChannelRejectedError || (this.#probing > 0 && this.#isSilentlyRefused())) {
       this.#probing = Math.max(this.#probing, 1);
       this.#fruitlessSessions = 0;
+      this.#fruitlessSinceMs = undefined;
       this.refused(alone, errorText(cause));
-    } else {
+    } else if (this.#probing === 0) {
       this.#probing = 1;
       this.#fruitlessSessions = 0;
     }
+  }
+
+  #isSilentlyRefused(): boolean {
+    const { silentRefusalMs = SILENT_REFUSAL_MS } = this.#options;
+    return this.#fruitlessSinceMs !== undefined && Date.now() - this.#fruitlessSinceMs >= silentRefusalMs;
   }
 
   #firstUnanswered(): LaneDelivery | undefined {
@@ -324,6 +341,7 @@ export class Lane {
     this.counts.delivered++;
     this.#acknowledgedInSession++;
     this.#fruitlessSessions = 0;
+    this.#fruitlessSinceMs = undefined;
     if (this.#holdOutage.ongoing && this.#held === undefined) {
       this.#holdOutage.recovered();
       this.#holdBackoff.reset();

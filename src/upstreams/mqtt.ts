@@ -4,7 +4,7 @@ import { randomBytes } from "node:crypto";
 import { Socket } from "node:net";
 import { connect, type IClientOptions, type IConnackPacket, type MqttClient, ReasonCodes, Store } from "mqtt";
 import type { MqttConfig } from "../config/config.ts";
-import { ChannelRejectedError, errorText, PermanentError, TransientError } from "../core/errors.ts";
+import { ChannelRejectedError, errorText, PermanentError, SilentEndError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, contentType, type Event } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
 import { attemptConnect, CONNECT_TIMEOUT_MS, type Endpoint, parseEndpoint } from "./endpoint.ts";
@@ -182,7 +182,12 @@ interface Loss {
 
 function watchLoss(client: MqttClient): Loss {
   const loss: Loss = { cause: undefined, notify: () => {} };
-  client.on("error", (error) => loss.cause ??= new TransientError(lostText(errorText(error))));
+  client.on("error", (error: Error & { code?: unknown }) => {
+    const text = lostText(errorText(error));
+    // Ended with something of ours unread, the connection is reset instead of closed.
+    const ended = error.code === "ECONNRESET" || error.code === "EPIPE";
+    loss.cause ??= ended ? new SilentEndError(text) : new TransientError(text);
+  });
   client.on("disconnect", ({ reasonCode = 0 }) => {
     const text = lostText(`the server ended it with reason ${reasonText(reasonCode)}`);
     loss.cause ??= REJECTING_DISCONNECT.has(reasonCode) ? new ChannelRejectedError(text) : new TransientError(text);
@@ -346,7 +351,7 @@ class MqttSession implements Session {
     if (this.#ended) return;
     this.#ended = true;
     this.#client.end(true);
-    this.#onLost(this.#loss.cause ?? new TransientError(lostText("the server closed it")));
+    this.#onLost(this.#loss.cause ?? new SilentEndError(lostText("the server closed it")));
   }
 }
 

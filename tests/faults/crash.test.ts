@@ -28,10 +28,10 @@ scenario(`${KILLS} times SIGKILL while writes go on`, async (scope) => {
     await proxy.waitForReady(30_000);
   }
   await proxy.waitForReady(30_000);
-  const verdicts = await trial.finish();
+  const verdicts = await trial.finish(90_000);
   report(`killed ${KILLS} times`, verdicts);
   for (const [kind, { repeats }] of verdicts) assert.ok(repeats > 0, `${kind}: no kill hit an event on its way`);
-}, { timeoutMs: 150_000 });
+}, { timeoutMs: 240_000 });
 
 scenario("the program frozen for longer than wal_sender_timeout, beside one that stands by", async (scope) => {
   const trial = await Trial.start(scope, await plant);

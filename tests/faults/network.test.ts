@@ -5,7 +5,9 @@ import process from "node:process";
 import { after } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Proxy } from "../support/proxy.ts";
-import { scenario, type Scope } from "../support/scenario.ts";
+import { consumeMqtt } from "../support/consumers.ts";
+import { bridgeEnv, scenario, type Scope, uniqueName } from "../support/scenario.ts";
+import { startMosquitto } from "../support/servers.ts";
 import { until } from "../support/wait.ts";
 import { ALL_KINDS, Plant, WAL_SENDER_TIMEOUT_MS } from "./plant.ts";
 import { report, Trial } from "./trial.ts";
@@ -67,6 +69,7 @@ scenario("silence: half-open connections, brokers that acknowledge nothing, an o
     neverAcknowledged(scope),
     readableLog(scope),
     silentDuringTheStart(scope),
+    silentRefusal(scope),
   ]);
 }, { timeoutMs: 180_000 });
 
@@ -164,6 +167,32 @@ async function neverAcknowledged(scope: Scope): Promise<void> {
   const verdicts = await trial.finish();
   report("never acknowledged", verdicts);
   for (const [kind, { repeats }] of verdicts) assert.ok(repeats > 0, `${kind}: what it took was not sent again`);
+}
+
+/** MQTT 3.1.1 refuses by ending the connection, as a failing network does: only time tells them apart. */
+async function silentRefusal(scope: Scope): Promise<void> {
+  const broker = scope.keep(await startMosquitto({ config: ["max_packet_size 2000"] }));
+  const topic = uniqueName("silent");
+  const consumer = scope.keep(await consumeMqtt(broker.uri, topic));
+  const { uri, sql } = await scope.database((await plant).postgres);
+  const env = bridgeEnv({
+    uri,
+    slot: uniqueName("slot"),
+    params: `"format-version" '2', "include-transaction" '0', "actions" 'insert'`,
+    kind: "mqtt",
+    upstreamUri: broker.uri,
+    bindings: `wal2json->topic:${topic}`,
+    more: { on_reject: "drop" },
+  });
+  const proxy = await scope.readyProxy({ env });
+  await sql`create table notes (n int, text text)`;
+  const startMs = performance.now();
+  await sql`insert into notes values (1, ''), (2, ${"x".repeat(5_000)}), (3, '')`;
+  await consumer.waitFor(2, 90_000);
+  assert.ok(performance.now() - startMs >= 30_000, "a connection that ends for a moment was taken for a refusal");
+  progress(`a silent refusal found after ${seconds(startMs)}`);
+  assert.deepEqual(consumer.received.map(({ text }) => JSON.parse(text).columns[0].value), [1, 3]);
+  assert.equal(proxy.log.filter(({ text }) => /refused event .* dropped, as on_reject=drop says/.test(text)).length, 1);
 }
 
 async function readableLog(scope: Scope): Promise<void> {

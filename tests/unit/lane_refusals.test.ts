@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ChannelRejectedError } from "../../src/core/errors.ts";
+import { ChannelRejectedError, SilentEndError, TransientError } from "../../src/core/errors.ts";
 import { until } from "../support/wait.ts";
 import { HurriedTimers } from "./hurried_timers.ts";
 import { type HarnessOptions, LaneHarness, type ScriptedSession, settle } from "./scripted_upstream.ts";
@@ -237,19 +237,25 @@ laneTest("a rejected channel whose offender is not alone makes the lane send one
 });
 
 /** Loses `count` sessions in turn, each with an event in flight; returns what each held. */
-async function loseSessions(harness: LaneHarness, from: number, count: number): Promise<string[]> {
+async function loseSessions(
+  harness: LaneHarness,
+  from: number,
+  count: number,
+  cause: () => Error = () => new SilentEndError("the server closed it"),
+): Promise<string[]> {
   const held: string[] = [];
   for (let number = from; number < from + count; number++) {
     const session = await harness.session(number);
     await until(() => session.unanswered.size > 0 && session.flushed > 0, { what: "an event", intervalMs: 1 });
     held.push(session.unansweredIds.join());
-    session.lose();
+    session.lose(cause());
   }
   return held;
 }
 
-laneTest("sessions that are lost without an acknowledgement make the lane find the event that ends them", {
+laneTest("sessions that end without an acknowledgement make the lane find the event that ends them", {
   onReject: "drop",
+  silentRefusalMs: 0,
 }, async (harness) => {
   harness.push(...ids(1, 4));
   assert.deepEqual(await loseSessions(harness, 1, 3), ["e1,e2,e3", "e1,e2,e3", "e1,e2,e3"]);
@@ -276,6 +282,34 @@ laneTest("an acknowledgement clears the suspicion", { onReject: "drop" }, async 
   assert.equal(harness.lane.counts.dropped, 0);
 });
 
+laneTest(
+  "a network that fails blames no event, however often",
+  { onReject: "drop", silentRefusalMs: 0 },
+  async (harness) => {
+    harness.push(...ids(1, 4));
+    const held = await loseSessions(harness, 1, 20, () => new TransientError("no answer to the heartbeat"));
+    assert.deepEqual(new Set(held), new Set(["e1,e2,e3"]));
+    const session = await harness.session(21);
+    await harness.unanswered(session, "e1", "e2", "e3");
+    assert.equal(harness.lane.counts.dropped, 0);
+  },
+);
+
+laneTest(
+  "a broker that ends every session at once for a while blames no event",
+  { onReject: "drop" },
+  async (harness) => {
+    harness.push(...ids(1, 4));
+    const held = await loseSessions(harness, 1, 20);
+    assert.deepEqual(held.slice(3), Array.from({ length: 17 }, () => "e1"), "one at a time, to find out");
+    const session = await harness.session(21);
+    await harness.unanswered(session, "e1");
+    session.acknowledge("e1");
+    await harness.unanswered(session, "e2");
+    assert.equal(harness.lane.counts.dropped, 0);
+  },
+);
+
 laneTest("losses of an idle upstream blame no event", { onReject: "drop" }, async (harness) => {
   for (let number = 1; number <= 8; number++) (await harness.session(number)).lose();
   harness.push("e1", "e2");
@@ -286,6 +320,7 @@ laneTest("losses of an idle upstream blame no event", { onReject: "drop" }, asyn
 
 laneTest("a single event in flight is not blamed for three losses, but for three more alone", {
   onReject: "drop",
+  silentRefusalMs: 0,
 }, async (harness) => {
   harness.push("e1");
   await loseSessions(harness, 1, 5);

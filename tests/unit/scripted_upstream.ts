@@ -140,7 +140,8 @@ export class CountedCompletion implements Completion {
   }
 }
 
-export interface HarnessOptions extends Partial<Pick<LaneOptions, "maxInFlightBytes" | "onReject">> {
+export interface HarnessOptions
+  extends Partial<Pick<LaneOptions, "maxInFlightBytes" | "onReject" | "silentRefusalMs">> {
   readonly maxInFlight?: number;
 }
 
@@ -156,13 +157,16 @@ export class LaneHarness {
   readonly readiness: boolean[] = [];
   #running: Promise<void> = Promise.resolve();
 
-  constructor({ maxInFlight = 3, maxInFlightBytes = 1e9, onReject = "stop" }: HarnessOptions = {}) {
+  constructor(
+    { maxInFlight = 3, maxInFlightBytes = 1e9, onReject = "stop", silentRefusalMs = 30_000 }: HarnessOptions = {},
+  ) {
     this.upstream = new ScriptedUpstream(maxInFlight);
     this.lane = new Lane({
       upstream: this.upstream,
       targets: [TARGET],
       maxInFlightBytes,
       onReject,
+      silentRefusalMs,
       log: this.log.logger,
       onChange: () => this.readiness.push(this.lane.ready),
     });
