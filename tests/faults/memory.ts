@@ -30,8 +30,9 @@ const scope = new Scope();
 let failed = false;
 try {
   const plant = scope.keep(await Plant.start({ kinds, postgresSettings: { max_wal_size: "20GB" } }));
-  for (const kind of kinds) await frozenBroker(plant, kind);
-  for (const kind of kinds) await backlog(plant, kind);
+  const sets = kinds.length > 1 ? [...kinds.map((kind) => [kind]), kinds] : [kinds];
+  for (const set of sets) await frozenBrokers(plant, set);
+  for (const set of sets) await backlog(plant, set);
 } catch (error) {
   say(String((scope.withLogs(error) as Error).stack));
   failed = true;
@@ -61,25 +62,28 @@ class Sequence {
 
 interface Run {
   readonly database: TestDatabase;
-  readonly sequence: Sequence;
+  readonly sequences: readonly Sequence[];
   start(): Promise<Proxy>;
 }
 
-async function prepare(plant: Plant, kind: BrokerKind): Promise<Run> {
+/** All of `set` read the same slot. */
+async function prepare(plant: Plant, set: readonly BrokerKind[]): Promise<Run> {
   const database = await scope.database(plant.postgres);
   await database.sql`create table numbers (number int, filler text)`;
   const target = uniqueName("memory");
-  const sequence = new Sequence();
-  await consume(plant, kind, target, sequence);
-  const type = kind === "amqp" ? "queue" : "topic";
-  const env = {
+  const env: Record<string, string> = {
     "PGPROXY_DATABASE-URI": database.uri,
     "PGPROXY_DATABASE-REPLICATION_SLOT": uniqueName("slot"),
-    "PGPROXY_UPSTREAM-IT-KIND": kind,
-    "PGPROXY_UPSTREAM-IT-URI": plant.broker(kind).uri,
-    "PGPROXY_UPSTREAM-IT-BRIDGE_CHANNELS": `wal2json->${type}:${target}`,
   };
-  return { database, sequence, start: () => scope.readyProxy({ env }) };
+  const sequences = await Promise.all(set.map(async (kind) => {
+    const sequence = new Sequence();
+    await consume(plant, kind, target, sequence);
+    env[`PGPROXY_UPSTREAM-${kind}-KIND`] = kind;
+    env[`PGPROXY_UPSTREAM-${kind}-URI`] = plant.broker(kind).uri;
+    env[`PGPROXY_UPSTREAM-${kind}-BRIDGE_CHANNELS`] = `wal2json->${kind === "amqp" ? "queue" : "topic"}:${target}`;
+    return sequence;
+  }));
+  return { database, sequences, start: () => scope.readyProxy({ env }) };
 }
 
 async function consume(plant: Plant, kind: BrokerKind, target: string, sequence: Sequence): Promise<void> {
@@ -97,28 +101,28 @@ async function consume(plant: Plant, kind: BrokerKind, target: string, sequence:
   });
 }
 
-async function frozenBroker(plant: Plant, kind: BrokerKind): Promise<void> {
-  const { database, sequence, start } = await prepare(plant, kind);
+async function frozenBrokers(plant: Plant, set: readonly BrokerKind[]): Promise<void> {
+  const { database, sequences, start } = await prepare(plant, set);
   const proxy = await start();
-  plant.broker(kind).freeze();
+  for (const kind of set) plant.broker(kind).freeze();
   await database.sql`
     insert into numbers select i, repeat('m', 150) from generate_series(1, ${rows}::int) i`;
   await restsAtItsBound(proxy);
   await delay(FROZEN_MS);
   const frozenBytes = proxy.peakRssBytes();
-  plant.broker(kind).thaw();
-  await delivered(sequence, kind);
+  for (const kind of set) plant.broker(kind).thaw();
+  await delivered(sequences, rows);
   conclude(
-    `${kind}, frozen in front of ${rows} rows in one transaction (${mib(frozenBytes)} while frozen)`,
+    `${set.join(" and ")}, frozen in front of ${rows} rows in one transaction (${mib(frozenBytes)} while frozen)`,
     proxy,
-    sequence,
+    sequences,
   );
   await proxy.stop();
 }
 
 /** A day without the program: half of the rows one by one, half in transactions of 1,000. */
-async function backlog(plant: Plant, kind: BrokerKind): Promise<void> {
-  const { database, sequence, start } = await prepare(plant, kind);
+async function backlog(plant: Plant, set: readonly BrokerKind[]): Promise<void> {
+  const { database, sequences, start } = await prepare(plant, set);
   await (await start()).stop();
   const half = rows / 4;
   await database.sql.unsafe(`do $$ begin
@@ -127,8 +131,12 @@ async function backlog(plant: Plant, kind: BrokerKind): Promise<void> {
       insert into numbers select ${half} + (i - 1) * 1000 + n, repeat('m', 150) from generate_series(1, 1000) n; commit;
     end loop; end $$`);
   const proxy = await start();
-  await delivered(sequence, kind, 2 * half);
-  conclude(`${kind}, a backlog of ${2 * half} rows in ${half + half / 1000} transactions`, proxy, sequence);
+  await delivered(sequences, 2 * half);
+  conclude(
+    `${set.join(" and ")}, a backlog of ${2 * half} rows in ${half + half / 1000} transactions`,
+    proxy,
+    sequences,
+  );
   await proxy.stop();
 }
 
@@ -143,16 +151,18 @@ async function restsAtItsBound(proxy: Proxy): Promise<void> {
   }, { what: "the program to stop reading", intervalMs: 1_000, timeoutMs: 120_000 });
 }
 
-async function delivered(sequence: Sequence, kind: BrokerKind, count = rows): Promise<void> {
-  await until(() => sequence.next > count || sequence.fault, {
-    what: () => `${count} rows to arrive at ${kind}: ${sequence.next - 1} have`,
+async function delivered(sequences: readonly Sequence[], count: number): Promise<void> {
+  await until(() => sequences.every(({ next, fault }) => next > count || fault), {
+    what: () => `${count} rows to arrive: ${sequences.map(({ next }) => next - 1).join(", ")} have`,
     timeoutMs: DELIVERY_TIMEOUT_MS,
     intervalMs: 200,
   });
 }
 
-function conclude(title: string, proxy: Proxy, { fault, repeats }: Sequence): void {
+function conclude(title: string, proxy: Proxy, sequences: readonly Sequence[]): void {
   const peakBytes = proxy.peakRssBytes();
+  const fault = sequences.map(({ fault }) => fault).find((text) => text !== undefined);
+  const repeats = sequences.reduce((sum, { repeats }) => sum + repeats, 0);
   const verdict = fault ?? (peakBytes > BOUND_BYTES ? `more than ${mib(BOUND_BYTES)}` : "ok");
   if (verdict !== "ok") failed = true;
   say(`${title}: highest memory ${mib(peakBytes)}, ${repeats} repeats: ${verdict}`);
