@@ -30,11 +30,13 @@ export interface SlotMonitorOptions {
   readonly slot: string;
   readonly log: Logger;
   onReading(reading: SlotReading): void;
+  /** No process of the server streams from the slot any more, or the slot is gone; `seen` says which. */
+  onInactive(seen: string): void;
   /** The server ends sessions and takes no new ones, while the stream is still open: it is shutting down. */
   onShutdown(): void;
 }
 
-const INTERVAL_MS = 15_000;
+const INTERVAL_MS = 10_000;
 const RETRY_MS = 1_000;
 /** A server that shuts down is looked at more often, since it waits for us. */
 const SHUTDOWN_RETRY_MS = 150;
@@ -97,16 +99,18 @@ export class SlotMonitor {
   }
 
   async #read({ sql }: SqlSession): Promise<void> {
-    const [row] = await sql<Record<"position" | "retained" | "lag" | "safe" | "status", string | null>[]>`
+    const [row] = await sql<
+      (Record<"position" | "retained" | "lag" | "safe" | "status", string | null> & { active: boolean })[]
+    >`
       select pg_wal_lsn_diff(here.lsn, '0/0')::text as position,
              pg_wal_lsn_diff(here.lsn, restart_lsn)::text as retained,
              pg_wal_lsn_diff(here.lsn, confirmed_flush_lsn)::text as lag,
              safe_wal_size::text as safe,
-             wal_status as status
+             wal_status as status, active
         from pg_replication_slots,
              (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end) as here(lsn)
        where slot_name = ${this.#options.slot}`;
-    if (row === undefined) return;
+    if (row === undefined) return this.#options.onInactive("does not exist any more");
     const reading: SlotReading = {
       atMs: Date.now(),
       walPosition: Number(row.position),
@@ -118,6 +122,7 @@ export class SlotMonitor {
     this.#warnInTime(reading);
     this.#previous = reading;
     this.#options.onReading(reading);
+    if (!row.active) this.#options.onInactive(`is in use by no process (wal_status ${reading.walStatus})`);
   }
 
   #warnInTime(reading: SlotReading): void {

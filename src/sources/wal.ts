@@ -116,6 +116,13 @@ export class WalSource implements Source {
       slot: this.#options.slot.name,
       log: this.#log,
       onReading: (reading) => this.#reading = reading,
+      // While nothing is read, the end of the stream does not show on every runtime's socket.
+      onInactive: (seen) =>
+        giveUp(
+          new TransientError(
+            `the replication stream from ${session.where} has ended: slot "${this.#options.slot.name}" ${seen}`,
+          ),
+        ),
       onShutdown: () => {
         shutdownSinceMs ??= Date.now();
         if (tracker.idle || Date.now() - shutdownSinceMs < LET_GO_MS) return;
