@@ -6,6 +6,12 @@ import type { AmqpConfig } from "../config/config.ts";
 import { ChannelRejectedError, errorText, PermanentError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, contentType } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
+import {
+  FRAME_OVERHEAD_BYTES,
+  MAX_COPIED_PAYLOAD_BYTES,
+  type MessageToPublish,
+  PublishEncoder,
+} from "./amqp_frames.ts";
 import { attemptConnect, type Endpoint, parseEndpoint, percentDecode } from "./endpoint.ts";
 import { tlsOptions } from "./tls.ts";
 
@@ -204,6 +210,7 @@ class AmqpSession implements Session {
   readonly #deliveryMode: 1 | 2;
   readonly #socket: AbortController;
   readonly #onLost: (cause: Error) => void;
+  readonly #shortcut: Shortcut | undefined;
   /** By delivery tag, hence in the order of publishing. */
   readonly #unconfirmed = new Map<number, Delivery>();
   #lastTag = 0;
@@ -230,6 +237,7 @@ class AmqpSession implements Session {
     // When the connection ends, its channels are closed first, and the cause is told in the same turn.
     channel.on("close", () => queueMicrotask(() => this.#lost(new TransientError(CHANNEL_CLOSED_TEXT))));
     batchWrites(connection);
+    this.#shortcut = shortcutOf(connection, channel, deliveryMode);
   }
 
   publish(delivery: Delivery): void {
@@ -245,15 +253,16 @@ class AmqpSession implements Session {
       return;
     }
     try {
-      this.#channel.publish(exchange, routingKey, bufferOf(event.payload), {
+      this.#send({
+        exchange,
+        routingKey,
         // A queue that is gone shows only in a return: the confirm comes all the same.
         mandatory: toQueue,
-        deliveryMode: this.#deliveryMode,
         messageId: event.id,
         contentType: contentType(event),
-        appId: APPLICATION_NAME,
         type: event.type,
         timestamp: Math.floor(event.receivedAtMs / 1000),
+        payload: event.payload,
       });
       this.#unconfirmed.set(++this.#lastTag, delivery);
     } catch (error) {
@@ -261,8 +270,21 @@ class AmqpSession implements Session {
     }
   }
 
-  /** amqplib sends by itself at the end of the turn; `batchWrites` makes that few writes. */
-  flush(): void {}
+  flush(): void {
+    if (!this.#ended) this.#shortcut?.flush();
+  }
+
+  #send(message: MessageToPublish): void {
+    const shortcut = this.#shortcut;
+    if (shortcut !== undefined && message.payload.length <= shortcut.maxPayloadBytes) return shortcut.send(message);
+    shortcut?.flush();
+    const { exchange, routingKey, payload, ...properties } = message;
+    this.#channel.publish(exchange, routingKey, bufferOf(payload), {
+      ...properties,
+      deliveryMode: this.#deliveryMode,
+      appId: APPLICATION_NAME,
+    });
+  }
 
   async close(deadlineMs: number): Promise<void> {
     if (!this.#ended) {
@@ -344,6 +366,54 @@ interface AmqplibInternals {
   readonly serverProperties: ChannelModel["connection"]["serverProperties"];
   readonly muxer?: { _readIncoming?: () => void };
   readonly stream?: Writable;
+  /** The negotiated size of a frame; 0 is no limit. */
+  readonly frameMax?: number;
+  /** Each channel's part of what the multiplexer sends; null once it is closed. */
+  readonly channels?: readonly ({ readonly channel: unknown; readonly buffer: Writable } | null)[];
+}
+
+interface AmqplibChannelInternals {
+  readonly ch?: number;
+  pushConfirmCallback?(callback: undefined): void;
+}
+
+/** The way past amqplib's encoder: messages are encoded by `PublishEncoder`, and sent by amqplib many at a time. */
+interface Shortcut {
+  readonly maxPayloadBytes: number;
+  send(message: MessageToPublish): void;
+  flush(): void;
+}
+
+/** Reaches into amqplib 2.3.1. Undefined should a later version look different: amqplib then encodes the messages. */
+export function shortcutOf(
+  connection: ChannelModel,
+  channel: ConfirmChannel,
+  deliveryMode: 1 | 2,
+): Shortcut | undefined {
+  const { channels, frameMax } = connection.connection as AmqplibInternals;
+  const confirms = channel as AmqplibChannelInternals;
+  const { ch: number } = confirms;
+  if (number === undefined || frameMax === undefined || typeof confirms.pushConfirmCallback !== "function") {
+    return undefined;
+  }
+  const sending = channels?.[number];
+  if (sending?.channel !== channel || typeof sending.buffer?.write !== "function") return undefined;
+  const encoder = new PublishEncoder(number, deliveryMode, APPLICATION_NAME);
+  const flush = () => {
+    const bytes = encoder.take();
+    if (bytes.length > 0) sending.buffer.write(bytes);
+  };
+  return {
+    maxPayloadBytes: Math.min(MAX_COPIED_PAYLOAD_BYTES, (frameMax || Infinity) - FRAME_OVERHEAD_BYTES),
+    send(message) {
+      if (channels?.[number] !== sending) throw new Error("the channel is closed");
+      encoder.add(message);
+      // amqplib counts confirms by the messages that it knows of.
+      confirms.pushConfirmCallback?.(undefined);
+      if (encoder.full) flush();
+    },
+    flush,
+  };
 }
 
 /**

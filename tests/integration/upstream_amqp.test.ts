@@ -6,7 +6,7 @@ import { connect } from "amqplib";
 import type { AmqpConfig, TlsConfig } from "../../src/config/config.ts";
 import { ChannelRejectedError, PermanentError, TransientError } from "../../src/core/errors.ts";
 import type { Target } from "../../src/core/upstream.ts";
-import { batchWrites } from "../../src/upstreams/amqp.ts";
+import { batchWrites, shortcutOf } from "../../src/upstreams/amqp.ts";
 import { consumeAmqp, withAmqpChannel } from "../support/consumers.ts";
 import { type Server, startRabbitmq } from "../support/servers.ts";
 import {
@@ -268,6 +268,7 @@ test("amqp: amqplib's multiplexer is where writes are batched, and corks are bal
   if (writev) stream._writev = (...args) => (batches++, writev.apply(stream, args));
   assert.equal(batchWrites(connection), true);
   const channel = await connection.createConfirmChannel();
+  assert.ok(shortcutOf(connection, channel, 1) !== undefined, "messages are encoded by PublishEncoder");
   writes = 0;
   for (let i = 0; i < 1_000; i++) channel.publish(EXCHANGE.name, "x", Buffer.from("x"));
   await channel.waitForConfirms();
