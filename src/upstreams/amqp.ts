@@ -6,13 +6,9 @@ import type { AmqpConfig } from "../config/config.ts";
 import { ChannelRejectedError, errorText, PermanentError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, contentType } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
-import {
-  FRAME_OVERHEAD_BYTES,
-  MAX_COPIED_PAYLOAD_BYTES,
-  type MessageToPublish,
-  PublishEncoder,
-} from "./amqp_frames.ts";
+import { FRAME_OVERHEAD_BYTES, type MessageToPublish, PublishEncoder } from "./amqp_frames.ts";
 import { attemptConnect, type Endpoint, parseEndpoint, percentDecode } from "./endpoint.ts";
+import { MAX_COPIED_PAYLOAD_BYTES } from "./slab.ts";
 import { tlsOptions } from "./tls.ts";
 
 const PRODUCT = "RabbitMQ";

@@ -8,6 +8,7 @@ import { ChannelRejectedError, errorText, PermanentError, SilentEndError, Transi
 import { APPLICATION_NAME, contentType, type Event } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
 import { attemptConnect, CONNECT_TIMEOUT_MS, type Endpoint, parseEndpoint } from "./endpoint.ts";
+import { encodeProperties, PublishEncoder } from "./mqtt_packets.ts";
 import { tlsOptions } from "./tls.ts";
 
 const PRODUCT = "the MQTT server";
@@ -43,6 +44,8 @@ const PERMANENT_CONNACK = new Map([
   [0x9d, "set uri to the server's new address"],
 ]);
 
+/** Reason codes from here on are errors (MQTT 5, section 2.4). */
+const FIRST_ERROR_CODE = 0x80;
 /** DISCONNECT codes of MQTT 5 (section 3.14.2.1) that blame what was sent last. */
 const REJECTING_DISCONNECT = new Set([0x81, 0x82, 0x87, 0x90, 0x95, 0x99, 0x9a, 0x9b]);
 
@@ -174,6 +177,16 @@ function topicFault(topic: string): string | undefined {
   return bytes > MAX_TOPIC_BYTES ? `it has ${bytes} bytes; MQTT allows ${MAX_TOPIC_BYTES}` : undefined;
 }
 
+interface TopicFacts {
+  readonly name: string;
+  readonly bytes: number;
+  readonly fault: string | undefined;
+}
+
+function factsOf(name: string): TopicFacts {
+  return { name, bytes: Buffer.byteLength(name), fault: topicFault(name) };
+}
+
 interface Loss {
   /** Set by what comes before the end: a socket fault, a missed ping, a DISCONNECT from the server. */
   cause: Error | undefined;
@@ -220,7 +233,13 @@ class MqttSession implements Session {
   #nextHeld = 0;
   /** Published with quality of service 0 since the last flush. */
   #unflushed: Delivery[] = [];
-  #corked = false;
+  /** Of quality of service 1, by packet identifier: mqtt.js knows nothing of them. */
+  readonly #unacknowledged: (Delivery | undefined)[] = [];
+  readonly #identifiers = new PacketIdentifiers();
+  readonly #encoder: PublishEncoder;
+  /** The last topic and what is known of it: the same for all events of a binding. */
+  #topic: TopicFacts = factsOf("");
+  #flushing = false;
   #ended = false;
 
   constructor(
@@ -238,6 +257,10 @@ class MqttSession implements Session {
     this.#maxPacketBytes = properties?.maximumPacketSize ?? Infinity;
     this.#loss = loss;
     loss.notify = () => this.#lost();
+    this.#encoder = new PublishEncoder((bytes) => client.stream.write(bytes));
+    client.on("packetreceive", (packet) => {
+      if (packet.cmd === "puback") this.#acknowledged(packet.messageId ?? 0, packet.reasonCode ?? 0);
+    });
     // Nagle's algorithm would hold the last packet of a batch back until the server's delayed acknowledgement.
     if (client.stream instanceof Socket) client.stream.setNoDelay(true);
   }
@@ -249,19 +272,19 @@ class MqttSession implements Session {
   }
 
   /**
-   * Keeps the stream corked until the turn ends: the client answers each acknowledgement in a tick of its own, and what
-   * the lane publishes in those ticks would otherwise be a write each.
+   * Writes when the turn ends: the client tells of each acknowledgement in a tick of its own, and what the lane publishes
+   * in those ticks would otherwise be a write each.
    */
   flush(): void {
-    if (this.#ended) return;
-    if (this.#unflushed.length > 0) this.#settleWhenWritten();
-    if (this.#corked) return;
+    if (this.#ended || this.#flushing) return;
     const { stream } = this.#client;
-    this.#corked = true;
+    this.#flushing = true;
     stream.cork();
     setImmediate(() => {
-      this.#corked = false;
+      this.#flushing = false;
+      if (!this.#ended) this.#encoder.flush();
       stream.uncork();
+      if (!this.#ended && this.#unflushed.length > 0) this.#settleWhenWritten();
     });
   }
 
@@ -281,39 +304,59 @@ class MqttSession implements Session {
   #send(delivery: Delivery): void {
     const { qos, retain, protocolVersion } = this.#config;
     const { event } = delivery;
-    const topic = this.#topic(delivery);
-    const fault = topicFault(topic) ?? this.#sizeFault(topic, event);
+    const name = this.#topicName(delivery);
+    if (name !== this.#topic.name) this.#topic = factsOf(name);
+    const properties = protocolVersion === 5 ? propertiesOf(event) : undefined;
+    const encoded = properties && encodeProperties(properties.contentType, properties.userProperties);
+    const fault = this.#topic.fault ?? this.#sizeFault(event, encoded);
     if (fault !== undefined) {
-      delivery.refuse(this, `cannot publish to topic "${topic.slice(0, 200)}": ${fault}`);
+      delivery.refuse(this, `cannot publish to topic "${name.slice(0, 200)}": ${fault}`);
       return;
     }
-    const payload = bufferOf(event.payload);
-    const options = protocolVersion === 5 ? { qos, retain, properties: propertiesOf(event) } : { qos, retain };
+    if (qos > 0) this.#unanswered++;
+    if (qos === 2) {
+      const options = properties === undefined ? { qos, retain } : { qos, retain, properties };
+      this.#client.publish(name, bufferOf(event.payload), options, (error) => this.#answered(delivery, error));
+      return;
+    }
+    let identifier = 0;
     if (qos === 0) {
       this.#unflushed.push(delivery);
-      // Without a callback, which would wait for "drain", each message by a listener of its own.
-      this.#client.publish(topic, payload, options);
-      return;
+    } else {
+      // The window is never larger than the number of identifiers.
+      identifier = this.#identifiers.allocate()!;
+      this.#unacknowledged[identifier] = delivery;
     }
-    this.#unanswered++;
-    this.#client.publish(topic, payload, options, (error) => this.#answered(delivery, error));
+    this.#encoder.add({ topic: name, qos, retain, identifier, properties: encoded, payload: event.payload });
   }
 
-  #topic({ event, target }: Delivery): string {
+  #topicName({ event, target }: Delivery): string {
     if (event.type === "wal" || event.routingKey === "") return target.name;
     return target.name + this.#config.topicSeparator + event.routingKey;
   }
 
-  #sizeFault(topic: string, event: Event): string | undefined {
-    const { qos, protocolVersion } = this.#config;
-    const propertiesBytes = protocolVersion === 5 ? propertiesLength(event) : 0;
-    const bytes = 2 + Buffer.byteLength(topic) + (qos > 0 ? 2 : 0) + propertiesBytes + event.payload.length;
+  #sizeFault(event: Event, properties: Uint8Array | undefined): string | undefined {
+    const identifierBytes = this.#config.qos > 0 ? 2 : 0;
+    const bytes = 2 + this.#topic.bytes + identifierBytes + (properties?.length ?? 0) + event.payload.length;
     // A byte for the packet type and up to four for the length.
     if (bytes <= MAX_REMAINING_BYTES && bytes + 5 <= this.#maxPacketBytes) return undefined;
     const limit = Math.min(this.#maxPacketBytes, MAX_REMAINING_BYTES);
     return `its packet has ${bytes + 5} bytes; the limit is ${limit}`;
   }
 
+  /** A PUBACK for what this session has encoded. One that answers nothing is passed over, as mqtt.js does. */
+  #acknowledged(identifier: number, reasonCode: number): void {
+    const delivery = this.#unacknowledged[identifier];
+    if (this.#ended || delivery === undefined) return;
+    this.#unacknowledged[identifier] = undefined;
+    this.#identifiers.deallocate(identifier);
+    this.#unanswered--;
+    if (reasonCode < FIRST_ERROR_CODE) delivery.acknowledge(this);
+    else delivery.refuse(this, `${PRODUCT} refused it: ${reasonText(reasonCode)}`);
+    this.#refill();
+  }
+
+  /** What mqtt.js says of a message of quality of service 2. */
   #answered(delivery: Delivery, error: Error & { code?: unknown } | null | undefined): void {
     if (this.#ended) return;
     this.#unanswered--;
@@ -325,6 +368,11 @@ class MqttSession implements Session {
       this.#client.stream.destroy(error);
       return;
     }
+    this.#refill();
+  }
+
+  #refill(): void {
+    if (this.#nextHeld < this.#held.length) this.flush();
     while (this.#nextHeld < this.#held.length && this.#unanswered < this.#window) this.#sendHeld();
   }
 
@@ -367,14 +415,6 @@ function propertiesOf(event: Event): {
     contentType: contentType(event),
     userProperties: { id: event.id, type: event.type, app_id: APPLICATION_NAME },
   };
-}
-
-/** Bytes of the properties on the wire (MQTT 5, section 2.2.2): identifier, then length-prefixed strings. */
-function propertiesLength(event: Event): number {
-  const { userProperties } = propertiesOf(event);
-  let bytes = 3 + contentType(event).length;
-  for (const [name, value] of Object.entries(userProperties)) bytes += 5 + name.length + value.length;
-  return bytes + (bytes < 128 ? 1 : 2);
 }
 
 /** The lane keeps what is not answered; the library's store would only copy it. */
