@@ -196,7 +196,9 @@ export const KEYS = [
     name: "bridge_channels",
     type: "bridge_channels",
     required: true,
-    text: "Bindings `pgchannel->type:target`, separated by commas; the channel `wal2json` means the WAL",
+    text:
+      "Bindings `pgchannel->type:target`, separated by commas; the channel `wal2json` means the WAL; a target may hold " +
+      "`{schema}`, `{table}`, `{action}` (of the WAL), `{key}`, `{channel}`",
   },
   {
     section: "upstream",

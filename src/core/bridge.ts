@@ -1,6 +1,7 @@
 /** One database and its upstreams: makes lanes and sources, routes between them and keeps them running. */
 
-import type { BridgeConfig, SlotConfig, UpstreamConfig } from "../config/config.ts";
+import type { Binding, BridgeConfig, SlotConfig, UpstreamConfig } from "../config/config.ts";
+import { TARGET_RULES } from "../config/target_rules.ts";
 import { logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { NotifySource } from "../sources/notify.ts";
@@ -13,6 +14,8 @@ import type { OutboxRoutes } from "./outbox_routes.ts";
 import { Routes } from "./routes.ts";
 import type { Source } from "./source.ts";
 import { SourceSupervisor } from "./source_supervisor.ts";
+import { compileTarget, type TargetTemplate } from "./target_template.ts";
+import type { Target } from "./upstream.ts";
 
 /** How long the upstreams may take to say goodbye after the last acknowledgement, in milliseconds. */
 const CLOSE_MS = 1_000;
@@ -55,7 +58,9 @@ export class Bridge {
       config: upstream,
       lane: new Lane({
         upstream: await createUpstream(upstream),
-        targets: upstream.bindings.map((binding) => binding.target),
+        targets: upstream.bindings.map(({ target }) => target).filter((target) =>
+          templateOf(upstream, target) === undefined
+        ),
         maxInFlightBytes: upstream.maxInFlightBytes,
         onReject: upstream.onReject,
         log: logger(config.name, upstream.name),
@@ -105,15 +110,23 @@ export class Bridge {
   }
 }
 
+function templateOf({ kind }: UpstreamConfig, target: Target): TargetTemplate | undefined {
+  return compileTarget(target, TARGET_RULES[kind].clean);
+}
+
+function bind(routes: Routes, { config, lane }: LaneOfUpstream, { channel, target }: Binding): void {
+  routes.add(channel, lane, target, templateOf(config, target));
+}
+
 function notifySources(
   config: BridgeConfig,
   params: ConnectionParams,
   lanes: readonly LaneOfUpstream[],
 ): NotifySource[] {
   const routes = new Routes();
-  for (const { config: upstream, lane } of lanes) {
-    for (const { channel, target } of upstream.bindings) {
-      if (channel !== WAL_CHANNEL) routes.add(channel, lane, target);
+  for (const to of lanes) {
+    for (const binding of to.config.bindings) {
+      if (binding.channel !== WAL_CHANNEL) bind(routes, to, binding);
     }
   }
   if (routes.channels.length === 0) return [];
@@ -136,12 +149,12 @@ function outboxSources(
   outboxRoutes: OutboxRoutes,
 ): OutboxSource[] {
   if (!config.outbox) return [];
-  const bound = lanes.flatMap(({ config: upstream, lane }) =>
-    upstream.bindings.filter(({ channel }) => channel !== WAL_CHANNEL).map((binding) => ({ ...binding, lane }))
+  const bound = lanes.flatMap((to) =>
+    to.config.bindings.filter(({ channel }) => channel !== WAL_CHANNEL).map((binding) => ({ binding, to }))
   );
   if (bound.length === 0) return [];
   const { routes, drains } = outboxRoutes.of(config.postgresqlUri);
-  for (const { channel, lane, target } of bound) routes.add(channel, lane, target);
+  for (const { binding, to } of bound) bind(routes, to, binding);
   if (!drains) return [];
   return [
     new OutboxSource({ params, channels: () => routes.channels, sink: routes, log: logger(config.name, "outbox") }),
@@ -156,9 +169,9 @@ function walSources(config: BridgeConfig, params: ConnectionParams, lanes: reado
   }
   return [...slots.values()].map((slot) => {
     const routes = new Routes();
-    for (const { config: upstream, lane } of lanes) {
-      if (upstream.slot.name !== slot.name) continue;
-      for (const { channel, target } of upstream.bindings) routes.add(channel, lane, target);
+    for (const to of lanes) {
+      if (to.config.slot.name !== slot.name) continue;
+      for (const binding of to.config.bindings) bind(routes, to, binding);
     }
     return new WalSource({
       params,

@@ -300,7 +300,7 @@ class MqttSession implements Session {
   }
 
   #topic({ event, target }: Delivery): string {
-    if (event.type === "wal" || event.routingKey === "") return target.name;
+    if (event.type === "wal" || event.routingKey === "" || target.filledIn) return target.name;
     return target.name + this.#config.topicSeparator + event.routingKey;
   }
 

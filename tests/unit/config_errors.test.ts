@@ -199,7 +199,19 @@ const IN_ENVIRONMENT: Array<[base: Env, faults: Env, problem: string]> = [
   [
     AMQP,
     { [`${CONFIG}BRIDGE_CHANNELS`]: "a->exchange:{schema}.x" },
-    `${CONFIG}BRIDGE_CHANNELS: item 1 "a->exchange:{schema}.x": the placeholder {schema} is not supported; write a fixed name`,
+    `${CONFIG}BRIDGE_CHANNELS: item 1 "a->exchange:{schema}.x": only events of the channel wal2json have a {schema}; allowed here: {key}, {channel}`,
+  ],
+  [
+    AMQP,
+    { [`${CONFIG}BRIDGE_CHANNELS`]: "wal2json->exchange:{tabel}.x" },
+    `${CONFIG}BRIDGE_CHANNELS: item 1 "wal2json->exchange:{tabel}.x": the placeholder {tabel} is unknown; allowed: {schema}, {table}, {action}, {key}, {channel}; did you mean table?`,
+  ],
+  [
+    AMQP,
+    { [`${CONFIG}BRIDGE_CHANNELS`]: `wal2json->exchange:${"x".repeat(250)}{table}` },
+    `${CONFIG}BRIDGE_CHANNELS: item 1 "wal2json->exchange:${
+      "x".repeat(250)
+    }{table}": the name has 256 bytes; AMQP allows 255`,
   ],
   [
     MQTT,
