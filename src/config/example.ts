@@ -236,6 +236,8 @@ function valueText(spec: KeySpec): string {
     case "choice":
     case "path":
     case "text":
+    case "webhook_secret":
+    case "header_list":
       return spec.secret ? "secret" : spec.type;
   }
 }

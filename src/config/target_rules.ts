@@ -7,8 +7,8 @@ import type { UpstreamKind } from "./config.ts";
 export interface TargetRule {
   /** Makes the value of a placeholder fit: replaces the characters that the protocol forbids. */
   readonly clean: Clean;
-  /** Why a name, placeholders filled in, cannot be one; undefined if it can. */
-  readonly problem: (name: string) => string | undefined;
+  /** Why a name, filled in from `template`, cannot be one; undefined if it can. */
+  readonly problem: (name: string, template: string) => string | undefined;
 }
 
 /** Exchange and queue names are short strings (AMQP 0.9.1, section 4.2.5.3). */
@@ -37,7 +37,32 @@ export const TARGET_RULES: Readonly<Record<UpstreamKind, TargetRule>> = {
   // Channels and keys are binary safe (redis.io/docs/latest/develop/use/keyspace).
   redis: { clean: unchanged, problem: () => undefined },
   stdout: { clean: unchanged, problem: () => undefined },
+  webhook: { clean: pathSegment, problem: urlProblem },
 };
+
+/** A value never becomes more than one segment of a path, or one parameter of a query. */
+function pathSegment(value: string): string {
+  // `..` would climb, percent-encoded as well (url.spec.whatwg.org, "double-dot URL path segment").
+  return /^\.+$/.test(value) ? replacing(/\./g)(value) : encodeURIComponent(value.toWellFormed());
+}
+
+function urlProblem(name: string, template: string): string | undefined {
+  const wanted = "wanted https://host/path";
+  if (!/^https?:\/\//i.test(name)) return `the target is no URL of HTTP; ${wanted}`;
+  let url: URL;
+  try {
+    url = new URL(name);
+  } catch {
+    return `the target cannot be parsed as a URL; ${wanted}`;
+  }
+  if (url.username !== "" || url.password !== "") {
+    return "the URL holds a user or a password, which the log would show; set token or extra_headers instead";
+  }
+  if (url.hash !== "") return "the URL holds a #, and what follows would not be sent; write %23, or leave it out";
+  // What an event says must not decide which server gets it.
+  if (/^[^:]*:\/\/[^/?]*[{}]/.test(template)) return "the URL holds a placeholder before its path; write a fixed host";
+  return undefined;
+}
 
 /** With each character that `forbidden`, a global expression, finds replaced. */
 export function replacing(forbidden: RegExp): Clean {

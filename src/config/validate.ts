@@ -36,6 +36,12 @@ export function checkUpstream(
     });
   }
   if (kind === "mqtt") checkMqtt(section, report);
+  if (section.isSet("cloudevents_source") && section.values.get("format") === "raw") {
+    report("cloudevents_source", "is set, and format is raw; set format=cloudevents, or remove it");
+  }
+  if (section.isSet("previous_secret") && !section.isSet("secret")) {
+    report("previous_secret", "is set without secret; set both, or secret alone");
+  }
   return problems.length === before;
 }
 
@@ -90,7 +96,7 @@ function bindingProblem(kind: UpstreamKind, { channel, target }: Binding): strin
     return `the type "${target.type}" is not allowed for ${kind}; allowed: ${targetTypes.join(", ")}${hint}`;
   }
   const { clean, problem } = TARGET_RULES[kind];
-  return placeholderProblem(channel, target.name) ?? problem(sampleTargetName(target, channel, clean));
+  return placeholderProblem(channel, target.name) ?? problem(sampleTargetName(target, channel, clean), target.name);
 }
 
 function placeholderProblem(channel: string, name: string): string | undefined {

@@ -1,21 +1,19 @@
 /** One database and its upstreams: makes lanes and sources, routes between them and keeps them running. */
 
-import type { Binding, BridgeConfig, SlotConfig, UpstreamConfig } from "../config/config.ts";
-import { TARGET_RULES } from "../config/target_rules.ts";
+import type { BridgeConfig, SlotConfig, UpstreamConfig } from "../config/config.ts";
 import { logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { NotifySource } from "../sources/notify.ts";
 import { OutboxSource } from "../sources/outbox.ts";
 import { WalSource } from "../sources/wal.ts";
 import { createUpstream } from "../upstreams/mod.ts";
+import { bind, fixedTargets } from "./bindings.ts";
 import { WAL_CHANNEL } from "./event.ts";
 import { Lane } from "./lane.ts";
 import type { OutboxRoutes } from "./outbox_routes.ts";
 import { Routes } from "./routes.ts";
 import type { Source } from "./source.ts";
 import { SourceSupervisor } from "./source_supervisor.ts";
-import { compileTarget, type TargetTemplate } from "./target_template.ts";
-import type { Target } from "./upstream.ts";
 
 /** How long the upstreams may take to say goodbye after the last acknowledgement, in milliseconds. */
 const CLOSE_MS = 1_000;
@@ -58,9 +56,7 @@ export class Bridge {
       config: upstream,
       lane: new Lane({
         upstream: await createUpstream(upstream),
-        targets: upstream.bindings.map(({ target }) => target).filter((target) =>
-          templateOf(upstream, target) === undefined
-        ),
+        targets: fixedTargets(upstream),
         maxInFlightBytes: upstream.maxInFlightBytes,
         onReject: upstream.onReject,
         log: logger(config.name, upstream.name),
@@ -110,14 +106,6 @@ export class Bridge {
   }
 }
 
-function templateOf({ kind }: UpstreamConfig, target: Target): TargetTemplate | undefined {
-  return compileTarget(target, TARGET_RULES[kind].clean);
-}
-
-function bind(routes: Routes, { config, lane }: LaneOfUpstream, { channel, target }: Binding): void {
-  routes.add(channel, lane, target, templateOf(config, target));
-}
-
 function notifySources(
   config: BridgeConfig,
   params: ConnectionParams,
@@ -126,7 +114,7 @@ function notifySources(
   const routes = new Routes();
   for (const to of lanes) {
     for (const binding of to.config.bindings) {
-      if (binding.channel !== WAL_CHANNEL) bind(routes, to, binding);
+      if (binding.channel !== WAL_CHANNEL) bind(routes, to.lane, to.config, binding);
     }
   }
   if (routes.channels.length === 0) return [];
@@ -154,7 +142,7 @@ function outboxSources(
   );
   if (bound.length === 0) return [];
   const { routes, drains } = outboxRoutes.of(config.postgresqlUri);
-  for (const { binding, to } of bound) bind(routes, to, binding);
+  for (const { binding, to } of bound) bind(routes, to.lane, to.config, binding);
   if (!drains) return [];
   return [
     new OutboxSource({ params, channels: () => routes.channels, sink: routes, log: logger(config.name, "outbox") }),
@@ -171,7 +159,7 @@ function walSources(config: BridgeConfig, params: ConnectionParams, lanes: reado
     const routes = new Routes();
     for (const to of lanes) {
       if (to.config.slot.name !== slot.name) continue;
-      for (const binding of to.config.bindings) bind(routes, to, binding);
+      for (const binding of to.config.bindings) bind(routes, to.lane, to.config, binding);
     }
     return new WalSource({
       params,

@@ -4,6 +4,7 @@ import { randomBytes } from "node:crypto";
 import { Socket } from "node:net";
 import { connect, type IClientOptions, type IConnackPacket, type MqttClient, ReasonCodes, Store } from "mqtt";
 import type { MqttConfig } from "../config/config.ts";
+import { attributesOf } from "../core/cloudevents.ts";
 import { ChannelRejectedError, errorText, PermanentError, SilentEndError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, contentType, type Event } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
@@ -288,7 +289,7 @@ class MqttSession implements Session {
       return;
     }
     const payload = bufferOf(event.payload);
-    const options = protocolVersion === 5 ? { qos, retain, properties: propertiesOf(event) } : { qos, retain };
+    const options = protocolVersion === 5 ? { qos, retain, properties: this.#properties(event) } : { qos, retain };
     if (qos === 0) {
       this.#unflushed.push(delivery);
       // Without a callback, which would wait for "drain", each message by a listener of its own.
@@ -304,9 +305,14 @@ class MqttSession implements Session {
     return target.name + this.#config.topicSeparator + event.routingKey;
   }
 
+  #properties(event: Event): Properties {
+    const source = this.#config.cloudEventsSource;
+    return source === undefined ? propertiesOf(event) : cloudEventProperties(event, source);
+  }
+
   #sizeFault(topic: string, event: Event): string | undefined {
     const { qos, protocolVersion } = this.#config;
-    const propertiesBytes = protocolVersion === 5 ? propertiesLength(event) : 0;
+    const propertiesBytes = protocolVersion === 5 ? propertiesLength(this.#properties(event)) : 0;
     const bytes = 2 + Buffer.byteLength(topic) + (qos > 0 ? 2 : 0) + propertiesBytes + event.payload.length;
     // A byte for the packet type and up to four for the length.
     if (bytes <= MAX_REMAINING_BYTES && bytes + 5 <= this.#maxPacketBytes) return undefined;
@@ -359,22 +365,28 @@ function bufferOf(bytes: Uint8Array): Buffer {
   return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-function propertiesOf(event: Event): {
-  contentType: string;
-  userProperties: { id: string; type: string; app_id: string };
-} {
+interface Properties {
+  readonly contentType: string;
+  readonly userProperties: Record<string, string>;
+}
+
+function propertiesOf(event: Event): Properties {
   return {
     contentType: contentType(event),
     userProperties: { id: event.id, type: event.type, app_id: APPLICATION_NAME },
   };
 }
 
+/** Binary mode: attributes are user properties of the same name (cloudevents/bindings/mqtt-protocol-binding.md, 3.1). */
+function cloudEventProperties(event: Event, source: string): Properties {
+  return { contentType: contentType(event), userProperties: attributesOf(event, source) };
+}
+
 /** Bytes of the properties on the wire (MQTT 5, section 2.2.2): identifier, then length-prefixed strings. */
-function propertiesLength(event: Event): number {
-  const { userProperties } = propertiesOf(event);
-  let bytes = 3 + contentType(event).length;
-  for (const [name, value] of Object.entries(userProperties)) bytes += 5 + name.length + value.length;
-  return bytes + (bytes < 128 ? 1 : 2);
+function propertiesLength({ contentType, userProperties }: Properties): number {
+  let bytes = 3 + contentType.length;
+  for (const [name, value] of Object.entries(userProperties)) bytes += 5 + name.length + Buffer.byteLength(value);
+  return bytes + (bytes < 128 ? 1 : bytes < 16_384 ? 2 : 3);
 }
 
 /** The lane keeps what is not answered; the library's store would only copy it. */

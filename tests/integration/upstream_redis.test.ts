@@ -10,7 +10,7 @@ import { startRedis } from "../support/servers.ts";
 const TARGET = { type: "topic", name: "contract" };
 
 function config(uri: string, tls: TlsConfig = NO_TLS): RedisConfig {
-  return { ...COMMON_CONFIG, kind: "redis", uri, tls };
+  return { ...COMMON_CONFIG, kind: "redis", uri, maxlen: undefined, tls };
 }
 
 upstreamContract({

@@ -247,7 +247,8 @@ function recorded(key: string, payload: Buffer): Message {
   };
 }
 
-class Recorder<M extends Message> {
+/** Keeps what arrived, and resolves who waits for it. */
+export class Recorder<M extends Message> {
   readonly #name: string;
   readonly #received: M[] = [];
   readonly #onMessage: OnMessage<M>;

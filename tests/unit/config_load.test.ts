@@ -339,7 +339,7 @@ for (const [kind, uri, type] of URIS) {
       "PGPROXY_UPSTREAM-X-URI": uri,
       "PGPROXY_UPSTREAM-X-BRIDGE_CHANNELS": `c->${type}:t`,
     });
-    assert.equal(upstream.kind !== "stdout" && upstream.uri, uri);
+    assert.equal("uri" in upstream && upstream.uri, uri);
   });
 }
 

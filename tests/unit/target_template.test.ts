@@ -70,7 +70,7 @@ test("routes fill in the target for each lane", async () => {
   const harness = new LaneHarness();
   const routes = new Routes();
   const target = { type: "topic", name: "{table}" };
-  routes.add("wal2json", harness.lane, target, compileTarget(target, (value) => value));
+  routes.add("wal2json", harness.lane, target, { template: compileTarget(target, (value) => value) });
   routes.add("wal2json", harness.lane, { type: "topic", name: "fixed" });
   routes.emit(change("public", "orders"), new CountedCompletion());
   void harness.run();
