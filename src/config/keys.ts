@@ -237,7 +237,7 @@ export const KEYS = [
     type: "text",
     defaultText: "the database's URI",
     example: "/databases/shop",
-    text: "The attribute `source` of CloudEvents; ids are unique within one",
+    text: "With `format=cloudevents`: their attribute `source`, within which ids are unique",
   },
   {
     section: "upstream",
@@ -303,7 +303,7 @@ export const KEYS = [
     type: "webhook_secret",
     kinds: ["webhook"],
     secret: true,
-    example: "whsec_…",
+    example: "whsec_cmVwbGFjZSB0aGlzIGV4YW1wbGUgYnkgeW91ciBvd24=",
     text: "Signs requests as Standard Webhooks: `whsec_` and 24 to 64 bytes in base64; without it they are not signed",
   },
   {
@@ -312,7 +312,7 @@ export const KEYS = [
     type: "webhook_secret",
     kinds: ["webhook"],
     secret: true,
-    example: "whsec_…",
+    example: "whsec_cmVwbGFjZSB0aGlzIGV4YW1wbGUgYnkgeW91ciBvd24=",
     text: "A second secret during a rotation: requests then carry both signatures",
   },
   {

@@ -36,9 +36,6 @@ export function checkUpstream(
     });
   }
   if (kind === "mqtt") checkMqtt(section, report);
-  if (section.isSet("cloudevents_source") && section.values.get("format") === "raw") {
-    report("cloudevents_source", "is set, and format is raw; set format=cloudevents, or remove it");
-  }
   if (section.isSet("previous_secret") && !section.isSet("secret")) {
     report("previous_secret", "is set without secret; set both, or secret alone");
   }

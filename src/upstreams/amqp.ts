@@ -363,12 +363,15 @@ class AmqpSession implements Session {
     return undefined;
   }
 
-  /** Nobody could check it before its first event: the next session declares it, or that event is refused. */
+  /**
+   * Nobody could check it before its first event: that event is refused, or the next session declares what is missing of
+   * all targets at hand.
+   */
   #targetMissing(target: Target, reason: string): void {
     const { declare, onMissing } = this.#options;
     const text = `${reason}; ${target.type} "${target.name}" is missing`;
     if (!declare) return this.#lost(new ChannelRejectedError(`${text}: create it, or set declare=true`));
-    onMissing(target);
+    for (const { target } of this.#unconfirmed.values()) if (target.filledIn) onMissing(target);
     this.#lost(new TransientError(`${text}, and is declared now`));
   }
 
