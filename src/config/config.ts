@@ -55,6 +55,8 @@ interface UpstreamCommon {
   readonly maxInFlight: number | undefined;
   readonly maxInFlightBytes: number;
   readonly onReject: "stop" | "drop";
+  /** The attribute `source` of CloudEvents 1.0; undefined: messages are what PostgreSQL sent. */
+  readonly cloudEventsSource: string | undefined;
 }
 
 export interface TlsConfig {
@@ -69,6 +71,8 @@ export interface AmqpConfig extends UpstreamCommon {
   readonly uri: string;
   readonly deliveryMode: 1 | 2;
   readonly declare: boolean;
+  /** Whether notifications may begin with headers: `key|Name: value; Other: value|message`. */
+  readonly headers: boolean;
   readonly tls: TlsConfig;
 }
 
@@ -88,6 +92,8 @@ export interface MqttConfig extends UpstreamCommon {
 export interface RedisConfig extends UpstreamCommon {
   readonly kind: "redis";
   readonly uri: string;
+  /** About how many entries a stream keeps; undefined: all. */
+  readonly maxlen: number | undefined;
   readonly tls: TlsConfig;
 }
 
@@ -95,5 +101,21 @@ export interface StdoutConfig extends UpstreamCommon {
   readonly kind: "stdout";
 }
 
-export type UpstreamConfig = AmqpConfig | MqttConfig | RedisConfig | StdoutConfig;
+export interface WebhookConfig extends UpstreamCommon {
+  readonly kind: "webhook";
+  /** `whsec_…`, the new one first during a rotation; none: requests are not signed. */
+  readonly secrets: readonly string[];
+  /** For `Authorization: Bearer`. */
+  readonly token: string | undefined;
+  readonly extraHeaders: Readonly<Record<string, string>>;
+  /** Events in a request; with more than 1 the body is a JSON array. */
+  readonly batch: number;
+  /** Requests at a time; with more than 1 the order is kept per routing key. */
+  readonly concurrency: number;
+  readonly requestTimeoutMs: number;
+  readonly allowPrivateAddresses: boolean;
+  readonly tls: TlsConfig;
+}
+
+export type UpstreamConfig = AmqpConfig | MqttConfig | RedisConfig | StdoutConfig | WebhookConfig;
 export type UpstreamKind = UpstreamConfig["kind"];

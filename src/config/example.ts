@@ -14,7 +14,7 @@ const LINE_WIDTH = 116;
 export function exampleIni(): string {
   const terminal = "upstream.terminal";
   const database = { uri: "postgresql://postgres@localhost:5432/postgres" };
-  const [firstTls = "amqp", ...otherTls] = KIND_NAMES.filter((kind) => KINDS[kind].tlsSchemes.length > 0);
+  const [firstTls = "amqp", ...otherTls] = kindsWithTls();
   const lines = [
     ...comment(INTRO),
     "#",
@@ -69,6 +69,11 @@ const SYNTAX =
 
 function keysFor(kind: UpstreamKind): NamedKey[] {
   return keysOf("upstream").filter(({ spec }) => appliesTo(spec, kind));
+}
+
+/** Those that the keys for TLS apply to. */
+function kindsWithTls(): UpstreamKind[] {
+  return KIND_NAMES.filter((kind) => keysFor(kind).some(({ spec }) => spec.section === "upstream" && spec.tls));
 }
 
 /** What every upstream has is shown once, and so are the keys for TLS. */
@@ -151,7 +156,6 @@ function keyGroups(): KeyGroup[] {
   const tls = upstream.filter(({ spec }) => spec.section === "upstream" && spec.tls === true);
   const own = KIND_NAMES.map((kind) => ({ kind, keys: ofOneKind(kind) })).filter(({ keys }) => keys.length > 0);
   const special = new Set([...tls, ...own.flatMap(({ keys }) => keys)]);
-  const tlsKinds = KIND_NAMES.filter((kind) => KINDS[kind].tlsSchemes.length > 0);
   return [
     {
       title: "Database",
@@ -164,12 +168,12 @@ function keyGroups(): KeyGroup[] {
       keys: upstream.filter((key) => !special.has(key)),
     },
     ...own.map(({ kind, keys }) => ({ title: `Upstream of kind ${kind}`, intro: "", keys })),
-    { title: "TLS to the upstream", intro: `For ${tlsKinds.map(code).join(", ")}.`, keys: tls },
+    { title: "TLS to the upstream", intro: `For ${kindsWithTls().map(code).join(", ")}.`, keys: tls },
     { title: "Log", intro: "Section `[log]`.", keys: keysOf("log") },
   ];
 }
 
-const HELP_INDENT = 25;
+const HELP_INDENT = 27;
 
 /** Every key with its default and text, for `--help`. */
 export function keyHelp(): string {
@@ -213,7 +217,9 @@ function keyRow({ name, spec }: NamedKey): string[] {
   const where = other === undefined ? "" : `; in \`[NAME]\` of the first form it is called \`${other}\``;
   const own = spec.section === "database" && spec.perUpstream ? "; may also stand in `[upstream.NAME]`" : "";
   const missing = KIND_NAMES.filter((kind) => !appliesTo(spec, kind));
-  const not = spec.section === "upstream" && missing.length === 1 && !spec.tls ? `; not for ${code(missing[0]!)}` : "";
+  const isGeneral = spec.section === "upstream" && !spec.tls && missing.length > 0 &&
+    missing.length <= KIND_NAMES.length / 2;
+  const not = isGeneral ? `; not for ${missing.map(code).join(", ")}` : "";
   const value = spec.allowed === undefined ? valueText(spec) : spec.allowed.map((one) => code(String(one))).join(", ");
   return [code(name), value, defaultCell(spec), spec.text + where + own + not];
 }
@@ -236,6 +242,8 @@ function valueText(spec: KeySpec): string {
     case "choice":
     case "path":
     case "text":
+    case "webhook_secret":
+    case "header_list":
       return spec.secret ? "secret" : spec.type;
   }
 }

@@ -4,6 +4,7 @@
  * where load.ts builds that field; a new kind is one entry of KINDS and its rows.
  */
 
+import type { Headers } from "../core/message_headers.ts";
 import type { Binding, SlotConfig, UpstreamKind } from "./config.ts";
 
 export interface KindSpec {
@@ -37,10 +38,10 @@ export const KINDS: Readonly<Record<UpstreamKind, KindSpec>> = {
   redis: {
     schemes: ["redis"],
     tlsSchemes: ["rediss"],
-    targetTypes: ["topic"],
+    targetTypes: ["topic", "stream"],
     exampleUri: "redis://redis:6379",
-    exampleBindings: "events->topic:events, wal2json->topic:wal",
-    text: "Redis pub/sub",
+    exampleBindings: "events->topic:events, wal2json->stream:wal",
+    text: "Redis: `topic` is pub/sub, `stream` is stored",
   },
   stdout: {
     schemes: [],
@@ -49,6 +50,14 @@ export const KINDS: Readonly<Record<UpstreamKind, KindSpec>> = {
     exampleUri: undefined,
     exampleBindings: "events->topic:events, wal2json->topic:wal",
     text: "one JSON line per event on standard output",
+  },
+  webhook: {
+    schemes: [],
+    tlsSchemes: [],
+    targetTypes: ["url"],
+    exampleUri: undefined,
+    exampleBindings: "events->url:https://example.com/events, wal2json->url:https://example.com/wal/{table}",
+    text: "HTTP `POST` to the targets, `http://` or `https://`",
   },
 };
 
@@ -66,7 +75,9 @@ export type KeyType =
   | "boolean"
   | "integer"
   | "bytes"
-  | "choice";
+  | "choice"
+  | "webhook_secret"
+  | "header_list";
 
 interface KeyCommon {
   readonly name: string;
@@ -112,6 +123,8 @@ export interface LogKey extends KeyCommon {
 export type KeySpec = DatabaseKey | UpstreamKey | LogKey;
 
 const NETWORK_KINDS = ["amqp", "mqtt", "redis"] as const;
+/** Those whose TLS the `*_file` keys are for. */
+const TLS_KINDS = ["amqp", "mqtt", "redis", "webhook"] as const;
 
 export const KEYS = [
   {
@@ -178,7 +191,7 @@ export const KEYS = [
     name: "kind",
     bridgeName: "upstream",
     type: "choice",
-    allowed: ["amqp", "mqtt", "redis", "stdout"],
+    allowed: ["amqp", "mqtt", "redis", "stdout", "webhook"],
     required: true,
     example: "amqp",
     text: "Where the events go",
@@ -196,7 +209,9 @@ export const KEYS = [
     name: "bridge_channels",
     type: "bridge_channels",
     required: true,
-    text: "Bindings `pgchannel->type:target`, separated by commas; the channel `wal2json` means the WAL",
+    text:
+      "Bindings `pgchannel->type:target`, separated by commas; the channel `wal2json` means the WAL; a target may hold " +
+      "`{schema}`, `{table}`, `{action}` (of the WAL), `{key}`, `{channel}`",
   },
   {
     section: "upstream",
@@ -205,6 +220,24 @@ export const KEYS = [
     allowed: ["stop", "drop"],
     default: "stop",
     text: "An event that the upstream refuses for good: `stop` holds it and tries again, `drop` counts and logs it",
+  },
+  {
+    section: "upstream",
+    name: "format",
+    type: "choice",
+    allowed: ["raw", "cloudevents"],
+    default: "raw",
+    text:
+      "`raw` sends messages as PostgreSQL has them, `cloudevents` CloudEvents 1.0: the attributes as headers where there " +
+      "are any, else all in JSON",
+  },
+  {
+    section: "upstream",
+    name: "cloudevents_source",
+    type: "text",
+    defaultText: "the database's URI",
+    example: "/databases/shop",
+    text: "With `format=cloudevents`: their attribute `source`, within which ids are unique",
   },
   {
     section: "upstream",
@@ -243,6 +276,103 @@ export const KEYS = [
     default: "false",
     kinds: ["amqp"],
     text: "Create missing exchanges (topic) and queues, durable",
+  },
+  {
+    section: "upstream",
+    name: "headers",
+    type: "boolean",
+    default: "false",
+    kinds: ["amqp"],
+    text: "Notifications may begin with headers of the message: `key|Name: value; Other: value|message`",
+  },
+  {
+    section: "upstream",
+    name: "maxlen",
+    type: "integer",
+    min: 1,
+    max: 1_000_000_000_000,
+    unit: "entries",
+    defaultText: "unlimited",
+    example: "1000000",
+    kinds: ["redis"],
+    text: "About how many entries a `stream` keeps (`MAXLEN ~`); older ones are removed, read or not",
+  },
+  {
+    section: "upstream",
+    name: "secret",
+    type: "webhook_secret",
+    kinds: ["webhook"],
+    secret: true,
+    example: "whsec_cmVwbGFjZSB0aGlzIGV4YW1wbGUgYnkgeW91ciBvd24=",
+    text: "Signs requests as Standard Webhooks: `whsec_` and 24 to 64 bytes in base64; without it they are not signed",
+  },
+  {
+    section: "upstream",
+    name: "previous_secret",
+    type: "webhook_secret",
+    kinds: ["webhook"],
+    secret: true,
+    example: "whsec_cmVwbGFjZSB0aGlzIGV4YW1wbGUgYnkgeW91ciBvd24=",
+    text: "A second secret during a rotation: requests then carry both signatures",
+  },
+  {
+    section: "upstream",
+    name: "token",
+    type: "text",
+    kinds: ["webhook"],
+    secret: true,
+    example: "token",
+    text: "Sent as `Authorization: Bearer`",
+  },
+  {
+    section: "upstream",
+    name: "extra_headers",
+    type: "header_list",
+    kinds: ["webhook"],
+    secret: true,
+    example: "X-Api-Key: key; X-Other: value",
+    text: "Further headers of every request, as `Name: value; Other: value`; shown nowhere",
+  },
+  {
+    section: "upstream",
+    name: "batch",
+    type: "integer",
+    min: 1,
+    max: 10_000,
+    unit: "events",
+    default: "1",
+    kinds: ["webhook"],
+    text: "Up to so many events in a request; with more than 1 the body is a JSON array",
+  },
+  {
+    section: "upstream",
+    name: "concurrency",
+    type: "integer",
+    min: 1,
+    max: 256,
+    unit: "requests",
+    default: "1",
+    kinds: ["webhook"],
+    text: "Requests at a time; with more than 1 order is kept per table or routing key, not over all",
+  },
+  {
+    section: "upstream",
+    name: "request_timeout",
+    type: "integer",
+    min: 1,
+    max: 3600,
+    unit: "seconds",
+    default: "30",
+    kinds: ["webhook"],
+    text: "How long a request may take before it is sent again",
+  },
+  {
+    section: "upstream",
+    name: "allow_private_addresses",
+    type: "boolean",
+    default: "false",
+    kinds: ["webhook"],
+    text: "Also connect to loopback, private, link-local and other addresses that are not public",
   },
   {
     section: "upstream",
@@ -308,7 +438,7 @@ export const KEYS = [
     section: "upstream",
     name: "ca_file",
     type: "path",
-    kinds: NETWORK_KINDS,
+    kinds: TLS_KINDS,
     tls: true,
     defaultText: "system",
     example: "/etc/ssl/certs/broker-ca.pem",
@@ -318,7 +448,7 @@ export const KEYS = [
     section: "upstream",
     name: "cert_file",
     type: "path",
-    kinds: NETWORK_KINDS,
+    kinds: TLS_KINDS,
     tls: true,
     example: "/etc/ssl/certs/client.pem",
     text: "Client certificate (PEM); together with `key_file`",
@@ -327,7 +457,7 @@ export const KEYS = [
     section: "upstream",
     name: "key_file",
     type: "path",
-    kinds: NETWORK_KINDS,
+    kinds: TLS_KINDS,
     tls: true,
     example: "/etc/ssl/private/client.key",
     text: "Key of the client certificate (PEM, without a passphrase); together with `cert_file`",
@@ -337,7 +467,7 @@ export const KEYS = [
     name: "insecure_skip_verify",
     type: "boolean",
     default: "false",
-    kinds: NETWORK_KINDS,
+    kinds: TLS_KINDS,
     tls: true,
     text: "Accept any certificate: protects against nobody on the way, for tests only",
   },
@@ -372,6 +502,8 @@ interface ValueTypes {
   integer: number;
   bytes: number;
   choice: string | number;
+  webhook_secret: string;
+  header_list: Headers;
 }
 export type Value = ValueTypes[KeyType];
 

@@ -7,6 +7,7 @@ import { sectionPath } from "./names.ts";
 import { nearest } from "./nearest.ts";
 import { asKind, readSection, type SectionOrigins, type SectionValues } from "./section_values.ts";
 import { collectSections, type Environment, type ReadFile, type Section } from "./sections.ts";
+import { databaseUri } from "./uri.ts";
 import { checkSlots, checkUpstream, type SlotUse } from "./validate.ts";
 
 export interface LoadOptions {
@@ -93,7 +94,7 @@ function loadBridges(loading: Loading): BridgeConfig[] {
     const checked = kind === undefined ? undefined : checkUpstream(kind, config, loading.readFile, loading.problems);
     if (kind === undefined || checked === false || !values.isComplete || !config.isComplete) continue;
     const database = asValues<DatabaseValues>(values.values);
-    const built = buildUpstream(name, kind, config.values, slotOf(database, {}));
+    const built = buildUpstream({ name, database, slot: slotOf(database, {}) }, kind, config.values);
     loading.slotUses.push({
       bridge: name,
       uri: database.uri,
@@ -150,7 +151,7 @@ function loadDatabase(loading: Loading): BridgeConfig[] {
     if (kind === undefined || checked === false || !values.isComplete || !config.isComplete) continue;
     const database = asValues<DatabaseValues>(values.values);
     const slot = slotOf(database, asValues<Partial<DatabaseValues>>(config.values));
-    const built = buildUpstream(upstream.name, kind, config.values, slot);
+    const built = buildUpstream({ name: upstream.name, database, slot }, kind, config.values);
     const owner = config.isSet("replication_slot") ? config : values;
     loading.slotUses.push({
       bridge: "database",
@@ -183,17 +184,31 @@ function slotOf(database: DatabaseValues, own: Partial<DatabaseValues>): SlotCon
   };
 }
 
+/** What an upstream's own section does not tell. */
+interface Surroundings {
+  readonly name: string;
+  readonly database: DatabaseValues;
+  readonly slot: SlotConfig;
+}
+
 function buildUpstream(
-  name: string,
+  surroundings: Surroundings,
   kind: UpstreamKind,
   values: ReadonlyMap<string, Value>,
-  slot: SlotConfig,
 ): UpstreamConfig {
-  const common = commonOf(name, asValues<UpstreamValues<UpstreamKind>>(values), slot);
+  const common = commonOf(surroundings, asValues<UpstreamValues<UpstreamKind>>(values));
   switch (kind) {
     case "amqp": {
       const own = asValues<UpstreamValues<"amqp">>(values);
-      return { kind, ...common, uri: own.uri, deliveryMode: own.delivery_mode, declare: own.declare, tls: tlsOf(own) };
+      return {
+        kind,
+        ...common,
+        uri: own.uri,
+        deliveryMode: own.delivery_mode,
+        declare: own.declare,
+        headers: own.headers,
+        tls: tlsOf(own),
+      };
     }
     case "mqtt": {
       const own = asValues<UpstreamValues<"mqtt">>(values);
@@ -213,14 +228,30 @@ function buildUpstream(
     }
     case "redis": {
       const own = asValues<UpstreamValues<"redis">>(values);
-      return { kind, ...common, uri: own.uri, tls: tlsOf(own) };
+      return { kind, ...common, uri: own.uri, maxlen: own.maxlen, tls: tlsOf(own) };
     }
     case "stdout":
       return { kind, ...common };
+    case "webhook": {
+      const own = asValues<UpstreamValues<"webhook">>(values);
+      return {
+        kind,
+        ...common,
+        secrets: [own.secret, own.previous_secret].filter((secret) => secret !== undefined),
+        token: own.token,
+        extraHeaders: own.extra_headers ?? {},
+        batch: own.batch,
+        concurrency: own.concurrency,
+        requestTimeoutMs: own.request_timeout * 1000,
+        allowPrivateAddresses: own.allow_private_addresses,
+        tls: tlsOf(own),
+      };
+    }
   }
 }
 
-function commonOf(name: string, values: UpstreamValues<UpstreamKind>, slot: SlotConfig) {
+function commonOf({ name, database, slot }: Surroundings, values: UpstreamValues<UpstreamKind>) {
+  const source = values.cloudevents_source ?? databaseUri(database.uri);
   return {
     name,
     bindings: values.bridge_channels,
@@ -228,6 +259,7 @@ function commonOf(name: string, values: UpstreamValues<UpstreamKind>, slot: Slot
     maxInFlight: values.max_in_flight,
     maxInFlightBytes: values.max_in_flight_bytes,
     onReject: values.on_reject,
+    cloudEventsSource: values.format === "cloudevents" ? source : undefined,
   };
 }
 

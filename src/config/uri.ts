@@ -85,6 +85,15 @@ export function serversOf(text: string): readonly string[] {
   });
 }
 
+/** The database without user, password and parameters, and only its first server: what tells it from others. */
+export function databaseUri(text: string): string {
+  const [server = ""] = serversOf(text);
+  const [path = ""] = splitOnce(text.replace(SCHEME, ""), "?");
+  const [, database = ""] = splitOnce(path, "/");
+  // A folder of a Unix socket, mostly percent-encoded already.
+  return `postgresql://${server.replaceAll("/", "%2F")}/${database}`;
+}
+
 function splitOnce(text: string, separator: string): [string, string?] {
   const at = text.indexOf(separator);
   return at < 0 ? [text] : [text.slice(0, at), text.slice(at + separator.length)];

@@ -1,14 +1,15 @@
 /** What no single key can tell: how the keys of an upstream go together, and how the slots of all of them do. */
 
-import { Buffer } from "node:buffer";
 import { WAL_CHANNEL } from "../core/event.ts";
 import { errorText } from "../core/errors.ts";
+import { bracedNames, PLACEHOLDERS, sampleTargetName, WAL_PLACEHOLDERS } from "../core/target_template.ts";
 import { formatBinding } from "./bridge_channels.ts";
 import type { Binding, UpstreamConfig, UpstreamKind } from "./config.ts";
 import { KEYS, type KeySpec, KINDS, type Value } from "./keys.ts";
 import { didYouMean } from "./nearest.ts";
 import type { SectionValues } from "./section_values.ts";
 import type { ReadFile } from "./sections.ts";
+import { TARGET_RULES } from "./target_rules.ts";
 import { brokerUriProblem, maskUri, schemeOf, serversOf } from "./uri.ts";
 import { formatWal2jsonParams } from "./wal2json_params.ts";
 
@@ -35,6 +36,9 @@ export function checkUpstream(
     });
   }
   if (kind === "mqtt") checkMqtt(section, report);
+  if (section.isSet("previous_secret") && !section.isSet("secret")) {
+    report("previous_secret", "is set without secret; set both, or secret alone");
+  }
   return problems.length === before;
 }
 
@@ -82,27 +86,25 @@ function checkPem(key: string, path: string, readFile: ReadFile, report: Report)
   }
 }
 
-/** Exchange and queue names are short strings (AMQP 0.9.1, section 4.2.5.3). */
-const MAX_AMQP_NAME_BYTES = 255;
-/** UTF-8 strings have a length of two bytes (MQTT 3.1.1, section 1.5.3). */
-const MAX_MQTT_TOPIC_BYTES = 65_535;
-
-function bindingProblem(kind: UpstreamKind, { target }: Binding): string | undefined {
+function bindingProblem(kind: UpstreamKind, { channel, target }: Binding): string | undefined {
   const { targetTypes } = KINDS[kind];
   if (!targetTypes.includes(target.type)) {
     const hint = didYouMean(target.type, targetTypes);
     return `the type "${target.type}" is not allowed for ${kind}; allowed: ${targetTypes.join(", ")}${hint}`;
   }
-  const placeholder = /\{[^{}]*\}/.exec(target.name)?.[0];
-  if (placeholder !== undefined) return `the placeholder ${placeholder} is not supported; write a fixed name`;
-  const bytes = Buffer.byteLength(target.name);
-  if (kind === "amqp" && bytes > MAX_AMQP_NAME_BYTES) {
-    return `the name has ${bytes} bytes; AMQP allows ${MAX_AMQP_NAME_BYTES}`;
-  }
-  if (kind === "mqtt") {
-    if (bytes > MAX_MQTT_TOPIC_BYTES) return `the topic has ${bytes} bytes; MQTT allows ${MAX_MQTT_TOPIC_BYTES}`;
-    // A broker drops the client that publishes to one of these (MQTT 3.1.1, [MQTT-3.3.2-2] and [MQTT-1.5.3-2]).
-    if (/[+#]/.test(target.name)) return "the topic holds + or #, which MQTT allows in subscriptions only";
+  const { clean, problem } = TARGET_RULES[kind];
+  return placeholderProblem(channel, target.name) ?? problem(sampleTargetName(target, channel, clean), target.name);
+}
+
+function placeholderProblem(channel: string, name: string): string | undefined {
+  for (const braced of bracedNames(name)) {
+    const allowed = PLACEHOLDERS.filter((one) => channel === WAL_CHANNEL || !WAL_PLACEHOLDERS.includes(one));
+    if ((allowed as readonly string[]).includes(braced)) continue;
+    const text = allowed.map((one) => `{${one}}`).join(", ");
+    if ((PLACEHOLDERS as readonly string[]).includes(braced)) {
+      return `only events of the channel ${WAL_CHANNEL} have a {${braced}}; allowed here: ${text}`;
+    }
+    return `the placeholder {${braced}} is unknown; allowed: ${text}${didYouMean(braced, allowed)}`;
   }
   return undefined;
 }

@@ -4,6 +4,8 @@ import { formatBridgeChannels, parseBridgeChannels } from "./bridge_channels.ts"
 import type { Binding, SlotConfig } from "./config.ts";
 import type { KeySpec, Value } from "./keys.ts";
 import { didYouMean } from "./nearest.ts";
+import { parseHeaders } from "../core/message_headers.ts";
+import { secretProblem } from "./webhook_secret.ts";
 import { maskUri, postgresqlUriProblem } from "./uri.ts";
 import { formatWal2jsonParams, parseWal2jsonParams } from "./wal2json_params.ts";
 
@@ -37,6 +39,15 @@ export function parseValue(spec: KeySpec, text: string): ParsedValue {
     case "bridge_channels": {
       const { bindings, problems } = parseBridgeChannels(text);
       return problems.length === 0 ? { value: bindings } : { problems };
+    }
+    case "webhook_secret": {
+      const problem = secretProblem(text.trim());
+      return problem === undefined ? { value: text.trim() } : { problems: [`${shown} ${problem}`] };
+    }
+    case "header_list": {
+      const headers = parseHeaders(text);
+      if (headers !== undefined) return { value: headers };
+      return { problems: [`${shown} is no list of headers; wanted Name: value; Other: value`] };
     }
     case "boolean":
     case "integer":
@@ -123,6 +134,10 @@ export function allowedText(spec: KeySpec): string {
       }`;
     case "text":
       return "text";
+    case "webhook_secret":
+      return "whsec_ and base64";
+    case "header_list":
+      return "Name: value; Other: value";
     case "path":
       return "path";
     case "broker_uri":

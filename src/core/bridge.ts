@@ -7,6 +7,7 @@ import { NotifySource } from "../sources/notify.ts";
 import { OutboxSource } from "../sources/outbox.ts";
 import { WalSource } from "../sources/wal.ts";
 import { createUpstream } from "../upstreams/mod.ts";
+import { bind, fixedTargets } from "./bindings.ts";
 import { WAL_CHANNEL } from "./event.ts";
 import { Lane } from "./lane.ts";
 import type { OutboxRoutes } from "./outbox_routes.ts";
@@ -55,7 +56,7 @@ export class Bridge {
       config: upstream,
       lane: new Lane({
         upstream: await createUpstream(upstream),
-        targets: upstream.bindings.map((binding) => binding.target),
+        targets: fixedTargets(upstream),
         maxInFlightBytes: upstream.maxInFlightBytes,
         onReject: upstream.onReject,
         log: logger(config.name, upstream.name),
@@ -111,9 +112,9 @@ function notifySources(
   lanes: readonly LaneOfUpstream[],
 ): NotifySource[] {
   const routes = new Routes();
-  for (const { config: upstream, lane } of lanes) {
-    for (const { channel, target } of upstream.bindings) {
-      if (channel !== WAL_CHANNEL) routes.add(channel, lane, target);
+  for (const to of lanes) {
+    for (const binding of to.config.bindings) {
+      if (binding.channel !== WAL_CHANNEL) bind(routes, to.lane, to.config, binding);
     }
   }
   if (routes.channels.length === 0) return [];
@@ -136,12 +137,12 @@ function outboxSources(
   outboxRoutes: OutboxRoutes,
 ): OutboxSource[] {
   if (!config.outbox) return [];
-  const bound = lanes.flatMap(({ config: upstream, lane }) =>
-    upstream.bindings.filter(({ channel }) => channel !== WAL_CHANNEL).map((binding) => ({ ...binding, lane }))
+  const bound = lanes.flatMap((to) =>
+    to.config.bindings.filter(({ channel }) => channel !== WAL_CHANNEL).map((binding) => ({ binding, to }))
   );
   if (bound.length === 0) return [];
   const { routes, drains } = outboxRoutes.of(config.postgresqlUri);
-  for (const { channel, lane, target } of bound) routes.add(channel, lane, target);
+  for (const { binding, to } of bound) bind(routes, to.lane, to.config, binding);
   if (!drains) return [];
   return [
     new OutboxSource({ params, channels: () => routes.channels, sink: routes, log: logger(config.name, "outbox") }),
@@ -156,9 +157,9 @@ function walSources(config: BridgeConfig, params: ConnectionParams, lanes: reado
   }
   return [...slots.values()].map((slot) => {
     const routes = new Routes();
-    for (const { config: upstream, lane } of lanes) {
-      if (upstream.slot.name !== slot.name) continue;
-      for (const { channel, target } of upstream.bindings) routes.add(channel, lane, target);
+    for (const to of lanes) {
+      if (to.config.slot.name !== slot.name) continue;
+      for (const binding of to.config.bindings) bind(routes, to.lane, to.config, binding);
     }
     return new WalSource({
       params,

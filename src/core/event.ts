@@ -32,6 +32,6 @@ export const WAL_CHANNEL = "wal2json";
 /** The application id put on messages, and the `application_name` of the sessions in PostgreSQL. */
 export const APPLICATION_NAME = "pg-event-proxy";
 
-export function contentType(event: Event): string {
+export function contentType(event: Pick<Event, "json">): string {
   return event.json ? "application/json" : "text/plain; charset=utf-8";
 }

@@ -17,12 +17,12 @@ export function parseNotification(payload: string): Notification {
   return { routingKey: bar === -1 ? "" : payload.slice(0, bar), message, json: isJson(message) };
 }
 
-function looksLikeJson(text: string): boolean {
+export function looksLikeJson(text: string): boolean {
   return text.startsWith("{") || text.startsWith("[") || text.startsWith('"');
 }
 
 /** Decides the content type only: what is published is the text itself. */
-function isJson(text: string): boolean {
+export function isJson(text: string): boolean {
   if (!looksLikeJson(text)) return false;
   try {
     JSON.parse(text);

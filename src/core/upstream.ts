@@ -6,6 +6,11 @@ import type { Event } from "./event.ts";
 export interface Target {
   readonly type: string;
   readonly name: string;
+  /**
+   * Its placeholders were filled in from the event (target_template.ts): `connect` has never seen it, and nothing is added
+   * to its name.
+   */
+  readonly filledIn?: true;
 }
 
 /**
@@ -28,7 +33,8 @@ export interface Upstream {
   /** The most deliveries that a session may hold unanswered. */
   readonly maxInFlight: number;
   /**
-   * Opens one connection, logs in and checks every target of `targets` as far as the protocol allows.
+   * Opens one connection, logs in and checks every target of `targets` as far as the protocol allows. Targets with
+   * placeholders are not among them.
    *
    * `onLost` is called once when the connection ends other than by `close` or `abort`; the deliveries it held are then
    * sent again on the next session. After `onLost` the session must not be used.

@@ -4,9 +4,10 @@ import type { Writable } from "node:stream";
 import { type ChannelModel, type ConfirmChannel, connect, type Message, type Options } from "amqplib";
 import type { AmqpConfig } from "../config/config.ts";
 import { ChannelRejectedError, errorText, PermanentError, TransientError } from "../core/errors.ts";
-import { APPLICATION_NAME, contentType } from "../core/event.ts";
+import { APPLICATION_NAME, contentType, type Event } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
 import { FRAME_OVERHEAD_BYTES, type MessageToPublish, PublishEncoder } from "./amqp_frames.ts";
+import { type DressedMessage, dresser } from "./amqp_headers.ts";
 import { attemptConnect, type Endpoint, parseEndpoint, percentDecode } from "./endpoint.ts";
 import { MAX_COPIED_PAYLOAD_BYTES } from "./slab.ts";
 import { tlsOptions } from "./tls.ts";
@@ -30,6 +31,8 @@ export class AmqpUpstream implements Upstream {
   readonly #config: AmqpConfig;
   readonly #endpoint: Endpoint;
   readonly #vhost: string;
+  /** Filled-in targets that were found missing, to be declared by the next session. */
+  readonly #missing = new Map<string, Target>();
 
   constructor(config: AmqpConfig) {
     this.name = config.name;
@@ -45,10 +48,21 @@ export class AmqpUpstream implements Upstream {
       const connection = await this.#open(socket);
       const lost = watchLoss(connection);
       await checkTargets(connection, targets, this.#config.declare, this.#vhost);
+      await this.#declareMissing(connection);
       const channel = await connection.createConfirmChannel();
       if (lost.cause !== undefined) throw lost.cause;
-      return new AmqpSession(connection, channel, this.#config.deliveryMode, socket, lost, onLost);
+      const { deliveryMode, declare } = this.#config;
+      const dress = dresser(this.#config);
+      const onMissing = (target: Target) => declare && void this.#missing.set(`${target.type}:${target.name}`, target);
+      return new AmqpSession(connection, channel, { deliveryMode, declare, dress, onMissing }, socket, lost, onLost);
     }, () => socket.abort());
+  }
+
+  async #declareMissing(connection: ChannelModel): Promise<void> {
+    for (const [key, target] of this.#missing) {
+      await checkTargets(connection, [target], true, this.#vhost);
+      this.#missing.delete(key);
+    }
   }
 
   async #open(socket: AbortController): Promise<ChannelModel> {
@@ -200,10 +214,19 @@ function serverText(error: unknown): string {
   return /message "(.*)"$/.exec(text)?.[1] ?? text;
 }
 
+interface SessionOptions {
+  readonly deliveryMode: 1 | 2;
+  /** Whether a filled-in target that is missing is declared; otherwise its events are refused. */
+  readonly declare: boolean;
+  /** Undefined where messages have no headers. */
+  readonly dress: ((event: Event) => DressedMessage) | undefined;
+  onMissing(target: Target): void;
+}
+
 class AmqpSession implements Session {
   readonly #connection: ChannelModel;
   readonly #channel: ConfirmChannel;
-  readonly #deliveryMode: 1 | 2;
+  readonly #options: SessionOptions;
   readonly #socket: AbortController;
   readonly #onLost: (cause: Error) => void;
   readonly #shortcut: Shortcut | undefined;
@@ -215,14 +238,14 @@ class AmqpSession implements Session {
   constructor(
     connection: ChannelModel,
     channel: ConfirmChannel,
-    deliveryMode: 1 | 2,
+    options: SessionOptions,
     socket: AbortController,
     loss: Loss,
     onLost: (cause: Error) => void,
   ) {
     this.#connection = connection;
     this.#channel = channel;
-    this.#deliveryMode = deliveryMode;
+    this.#options = options;
     this.#socket = socket;
     this.#onLost = onLost;
     loss.notify = (cause) => this.#lost(cause);
@@ -233,7 +256,7 @@ class AmqpSession implements Session {
     // When the connection ends, its channels are closed first, and the cause is told in the same turn.
     channel.on("close", () => queueMicrotask(() => this.#lost(new TransientError(CHANNEL_CLOSED_TEXT))));
     batchWrites(connection);
-    this.#shortcut = shortcutOf(connection, channel, deliveryMode);
+    this.#shortcut = shortcutOf(connection, channel, options.deliveryMode);
   }
 
   publish(delivery: Delivery): void {
@@ -248,18 +271,33 @@ class AmqpSession implements Session {
       delivery.refuse(this, `its routing key has ${keyBytes} bytes; AMQP allows ${SHORT_STRING_MAX_BYTES}`);
       return;
     }
+    if (target.filledIn && exchange.length * 3 > SHORT_STRING_MAX_BYTES) {
+      const bytes = Buffer.byteLength(exchange);
+      if (bytes > SHORT_STRING_MAX_BYTES) {
+        delivery.refuse(this, `its exchange's name has ${bytes} bytes; AMQP allows ${SHORT_STRING_MAX_BYTES}`);
+        return;
+      }
+    }
+    const dressed = this.#options.dress?.(event);
+    if (dressed?.fault !== undefined) {
+      delivery.refuse(this, dressed.fault);
+      return;
+    }
     try {
-      this.#send({
-        exchange,
-        routingKey,
-        // A queue that is gone shows only in a return: the confirm comes all the same.
-        mandatory: toQueue,
-        messageId: event.id,
-        contentType: contentType(event),
-        type: event.type,
-        timestamp: Math.floor(event.receivedAtMs / 1000),
-        payload: event.payload,
-      });
+      this.#send(
+        {
+          exchange,
+          routingKey,
+          // A queue that is gone shows only in a return: the confirm comes all the same.
+          mandatory: toQueue,
+          messageId: event.id,
+          contentType: dressed?.contentType ?? contentType(event),
+          type: event.type,
+          timestamp: Math.floor(event.receivedAtMs / 1000),
+          payload: dressed?.payload ?? event.payload,
+        },
+        dressed?.headers,
+      );
       this.#unconfirmed.set(++this.#lastTag, delivery);
     } catch (error) {
       this.#lost(new TransientError(`cannot send to ${PRODUCT}: ${errorText(error)}`));
@@ -270,16 +308,21 @@ class AmqpSession implements Session {
     if (!this.#ended) this.#shortcut?.flush();
   }
 
-  #send(message: MessageToPublish): void {
+  #send(message: MessageToPublish, headers: DressedMessage["headers"] | undefined): void {
     const shortcut = this.#shortcut;
-    if (shortcut !== undefined && message.payload.length <= shortcut.maxPayloadBytes) return shortcut.send(message);
+    if (headers === undefined && shortcut !== undefined && message.payload.length <= shortcut.maxPayloadBytes) {
+      shortcut.send(message);
+      return;
+    }
     shortcut?.flush();
     const { exchange, routingKey, payload, ...properties } = message;
-    this.#channel.publish(exchange, routingKey, bufferOf(payload), {
+    const options: Options.Publish = {
       ...properties,
-      deliveryMode: this.#deliveryMode,
+      deliveryMode: this.#options.deliveryMode,
       appId: APPLICATION_NAME,
-    });
+    };
+    if (headers !== undefined) options.headers = headers;
+    this.#channel.publish(exchange, routingKey, bufferOf(payload), options);
   }
 
   async close(deadlineMs: number): Promise<void> {
@@ -311,6 +354,8 @@ class AmqpSession implements Session {
    */
   #returned({ fields }: Message & { fields: { replyText?: string } }): void {
     const reply = fields.replyText ?? "NO_ROUTE";
+    const filledIn = this.#filledIn("queue", fields.routingKey);
+    if (filledIn !== undefined) return this.#targetMissing(filledIn, `${PRODUCT} returned a message: ${reply}`);
     this.#lost(
       new TransientError(
         `${PRODUCT} returned a message (${reply}): queue "${fields.routingKey}" is gone; create it again`,
@@ -323,6 +368,9 @@ class AmqpSession implements Session {
     if (this.#ended) return;
     const text = `${PRODUCT} closed the channel: ${serverText(error)}`;
     const code = Number(error.code);
+    const missing = code === NOT_FOUND ? /no exchange '(.*)' in vhost/.exec(text)?.[1] : undefined;
+    const filledIn = missing === undefined ? undefined : this.#filledIn("exchange", missing);
+    if (filledIn !== undefined) return this.#targetMissing(filledIn, text);
     // A missing exchange (404) is no fault of the event: the next session does not open before it is back.
     if (code !== ACCESS_REFUSED && code !== PRECONDITION_FAILED) return this.#lost(new TransientError(text));
     const [only, ...others] = this.#unconfirmed.values();
@@ -330,6 +378,25 @@ class AmqpSession implements Session {
     this.#unconfirmed.clear();
     only.refuse(this, text);
     this.#lost(new TransientError(text));
+  }
+
+  #filledIn(type: string, name: string): Target | undefined {
+    for (const { target } of this.#unconfirmed.values()) {
+      if (target.filledIn && target.type === type && target.name === name) return target;
+    }
+    return undefined;
+  }
+
+  /**
+   * Nobody could check it before its first event: that event is refused, or the next session declares what is missing of
+   * all targets at hand.
+   */
+  #targetMissing(target: Target, reason: string): void {
+    const { declare, onMissing } = this.#options;
+    const text = `${reason}; ${target.type} "${target.name}" is missing`;
+    if (!declare) return this.#lost(new ChannelRejectedError(`${text}: create it, or set declare=true`));
+    for (const { target } of this.#unconfirmed.values()) if (target.filledIn) onMissing(target);
+    this.#lost(new TransientError(`${text}, and is declared now`));
   }
 
   #lost(cause: Error): void {

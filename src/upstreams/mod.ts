@@ -14,5 +14,7 @@ export async function createUpstream(config: UpstreamConfig): Promise<Upstream> 
       return new (await import("./redis.ts")).RedisUpstream(config);
     case "stdout":
       return new (await import("./stdout.ts")).StdoutUpstream(config);
+    case "webhook":
+      return new (await import("./webhook.ts")).WebhookUpstream(config);
   }
 }

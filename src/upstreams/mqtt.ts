@@ -4,6 +4,7 @@ import { randomBytes } from "node:crypto";
 import { Socket } from "node:net";
 import { connect, type IClientOptions, type IConnackPacket, type MqttClient, ReasonCodes, Store } from "mqtt";
 import type { MqttConfig } from "../config/config.ts";
+import { attributesOf } from "../core/cloudevents.ts";
 import { ChannelRejectedError, errorText, PermanentError, SilentEndError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, contentType, type Event } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
@@ -306,7 +307,7 @@ class MqttSession implements Session {
     const { event } = delivery;
     const name = this.#topicName(delivery);
     if (name !== this.#topic.name) this.#topic = factsOf(name);
-    const properties = protocolVersion === 5 ? propertiesOf(event) : undefined;
+    const properties = protocolVersion === 5 ? this.#properties(event) : undefined;
     const encoded = properties && encodeProperties(properties.contentType, properties.userProperties);
     const fault = this.#topic.fault ?? this.#sizeFault(event, encoded);
     if (fault !== undefined) {
@@ -331,8 +332,13 @@ class MqttSession implements Session {
   }
 
   #topicName({ event, target }: Delivery): string {
-    if (event.type === "wal" || event.routingKey === "") return target.name;
+    if (event.type === "wal" || event.routingKey === "" || target.filledIn) return target.name;
     return target.name + this.#config.topicSeparator + event.routingKey;
+  }
+
+  #properties(event: Event): Properties {
+    const source = this.#config.cloudEventsSource;
+    return source === undefined ? propertiesOf(event) : cloudEventProperties(event, source);
   }
 
   #sizeFault(event: Event, properties: Uint8Array | undefined): string | undefined {
@@ -407,14 +413,21 @@ function bufferOf(bytes: Uint8Array): Buffer {
   return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-function propertiesOf(event: Event): {
-  contentType: string;
-  userProperties: { id: string; type: string; app_id: string };
-} {
+interface Properties {
+  readonly contentType: string;
+  readonly userProperties: Record<string, string>;
+}
+
+function propertiesOf(event: Event): Properties {
   return {
     contentType: contentType(event),
     userProperties: { id: event.id, type: event.type, app_id: APPLICATION_NAME },
   };
+}
+
+/** Binary mode: attributes are user properties of the same name (cloudevents/bindings/mqtt-protocol-binding.md, 3.1). */
+function cloudEventProperties(event: Event, source: string): Properties {
+  return { contentType: contentType(event), userProperties: attributesOf(event, source) };
 }
 
 /** The lane keeps what is not answered; the library's store would only copy it. */

@@ -1,10 +1,10 @@
-/** Redis publish/subscribe by pipelines of PUBLISH (redis.io/docs/latest/commands/publish). */
+/** Redis publish/subscribe and streams, by pipelines of PUBLISH and XADD (redis.io/docs/latest/commands). */
 
 import { isUtf8 } from "node:buffer";
-import { Redis, type RedisOptions } from "ioredis";
+import { type ChainableCommander, Redis, type RedisOptions } from "ioredis";
 import type { RedisConfig } from "../config/config.ts";
 import { errorText, PermanentError, TransientError } from "../core/errors.ts";
-import { APPLICATION_NAME } from "../core/event.ts";
+import { APPLICATION_NAME, type Event } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
 import { attemptConnect, CONNECT_TIMEOUT_MS, type Endpoint, parseEndpoint, percentDecode } from "./endpoint.ts";
 import { tlsOptions } from "./tls.ts";
@@ -39,7 +39,7 @@ export class RedisUpstream implements Upstream {
     this.#database = databaseOf(this.#endpoint);
   }
 
-  async connect(_targets: readonly Target[], onLost: (cause: Error) => void, signal: AbortSignal): Promise<Session> {
+  async connect(targets: readonly Target[], onLost: (cause: Error) => void, signal: AbortSignal): Promise<Session> {
     let redis: Redis | undefined;
     return await attemptConnect(PRODUCT, this.#endpoint, signal, async () => {
       const options = await this.#options();
@@ -47,7 +47,8 @@ export class RedisUpstream implements Upstream {
       redis = new UntracedRedis(options);
       const loss = watchLoss(redis);
       await this.#logIn(redis, loss);
-      return new RedisSession(redis, loss, onLost);
+      await checkStreams(redis, targets);
+      return new RedisSession(redis, this.#config.maxlen, loss, onLost);
     }, () => destroy(redis));
   }
 
@@ -111,6 +112,22 @@ export class RedisUpstream implements Upstream {
   }
 }
 
+/** A key of another type would refuse every event. */
+async function checkStreams(redis: Redis, targets: readonly Target[]): Promise<void> {
+  for (const { type, name } of targets) {
+    if (type !== "stream") continue;
+    // A user who may run XADD and nothing else finds out when it comes to that.
+    const found = await redis.type(name).catch((error: unknown) => {
+      if (isReply(error) && error.message.startsWith("NOPERM ")) return "none";
+      throw error;
+    });
+    if (found === "stream" || found === "none") continue;
+    throw new PermanentError(
+      `${PRODUCT} holds a ${found} under the key "${name}", which stream:${name} writes to; remove it, or name another key`,
+    );
+  }
+}
+
 function databaseOf({ path, query }: Endpoint): number {
   const text = percentDecode(path.replace(/^\//, ""), "the database in uri") || (query.get("db") ?? "0");
   if (/^\d{1,9}$/.test(text)) return Number(text);
@@ -156,13 +173,15 @@ class UntracedRedis extends Redis {
 
 class RedisSession implements Session {
   readonly #redis: Redis;
+  readonly #maxlen: number | undefined;
   readonly #loss: Loss;
   readonly #onLost: (cause: Error) => void;
   #unflushed: Delivery[] = [];
   #ended = false;
 
-  constructor(redis: Redis, loss: Loss, onLost: (cause: Error) => void) {
+  constructor(redis: Redis, maxlen: number | undefined, loss: Loss, onLost: (cause: Error) => void) {
     this.#redis = redis;
+    this.#maxlen = maxlen;
     this.#loss = loss;
     this.#onLost = onLost;
     loss.notify = () => this.#lost(loss.fault ?? "the server closed it");
@@ -180,11 +199,20 @@ class RedisSession implements Session {
     const deliveries = this.#unflushed;
     this.#unflushed = [];
     const pipeline = this.#redis.pipeline();
-    for (const { event, target } of deliveries) pipeline.publish(target.name, argumentOf(event.payload));
+    for (const { event, target } of deliveries) {
+      if (target.type === "stream") this.#add(pipeline, event, target.name);
+      else pipeline.publish(target.name, argumentOf(event.payload));
+    }
     pipeline.exec((error, replies) => {
       if (replies === null || replies === undefined) this.#lost(error ?? "no replies");
       else this.#replied(deliveries, replies);
     }).catch((error: unknown) => this.#lost(error));
+  }
+
+  /** `~`: whole nodes of the stream are removed, which costs next to nothing. */
+  #add(pipeline: ChainableCommander, { id, routingKey, payload, type }: Event, stream: string): void {
+    const limit = this.#maxlen === undefined ? [] : ["MAXLEN", "~", this.#maxlen];
+    pipeline.xadd(stream, ...limit, "*", "id", id, "key", routingKey, "payload", argumentOf(payload), "type", type);
   }
 
   async close(deadlineMs: number): Promise<void> {

@@ -20,17 +20,20 @@ export class StdoutUpstream implements Upstream {
   readonly name: string;
   readonly maxInFlight: number;
   readonly #writer: Writer;
+  readonly #payloadsAreLines: boolean;
 
   /** `fd` is the file descriptor to write to; it is not closed. */
   constructor(config: StdoutConfig, fd = STDOUT_FD) {
     this.name = config.name;
     this.maxInFlight = config.maxInFlight ?? DEFAULT_MAX_IN_FLIGHT;
     this.#writer = fd === STDOUT_FD ? STDOUT : new Writer(fd);
+    // The payload then is a CloudEvent in one line of JSON.
+    this.#payloadsAreLines = config.cloudEventsSource !== undefined;
   }
 
   async connect(_targets: readonly Target[], onLost: (cause: Error) => void, signal: AbortSignal): Promise<Session> {
     signal.throwIfAborted();
-    return new StdoutSession(this.#writer, onLost);
+    return new StdoutSession(this.#writer, new Batch(this.#payloadsAreLines), onLost);
   }
 }
 
@@ -79,13 +82,14 @@ class StdoutSession implements Session {
   readonly #onLost: (cause: Error) => void;
   /** Waiting for the write in progress. */
   #waiting: Delivery[] = [];
-  readonly #batch = new Batch();
+  readonly #batch: Batch;
   #writing = false;
   #ended = false;
   #onIdle: () => void = () => {};
 
-  constructor(writer: Writer, onLost: (cause: Error) => void) {
+  constructor(writer: Writer, batch: Batch, onLost: (cause: Error) => void) {
     this.#writer = writer;
+    this.#batch = batch;
     this.#onLost = onLost;
   }
 
@@ -170,9 +174,15 @@ const BUFFER_BYTES = BATCH_BYTES + 16 * 1024;
 class Batch {
   readonly #middle = new LineMiddle();
   #buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES);
+  readonly #payloadsAreLines: boolean;
   bytes = 0;
 
+  constructor(payloadsAreLines: boolean) {
+    this.#payloadsAreLines = payloadsAreLines;
+  }
+
   add({ event, target }: Delivery): void {
+    if (this.#payloadsAreLines) return this.#addLine(event.payload);
     const { id } = event;
     const middle = this.#middle.of(event, target);
     const payload = isOneLineJson(event) ? event.payload : Buffer.from(JSON.stringify(textOf(event.payload)));
@@ -187,6 +197,13 @@ class Batch {
     buffer[at++] = CLOSING_BRACE;
     buffer[at++] = NEWLINE;
     this.bytes = at;
+  }
+
+  #addLine(line: Uint8Array): void {
+    this.#reserve(line.length + 1);
+    this.#buffer.set(line, this.bytes);
+    this.bytes += line.length;
+    this.#buffer[this.bytes++] = NEWLINE;
   }
 
   /** What was gathered; valid until the next `add`. */

@@ -22,7 +22,7 @@ const EXCHANGE: Target = { type: "exchange", name: "amq.topic" };
 const TIMEOUT = { timeout: 180_000 };
 
 function config(uri: string, tls: TlsConfig = NO_TLS, more: Partial<AmqpConfig> = {}): AmqpConfig {
-  return { ...COMMON_CONFIG, kind: "amqp", uri, tls, deliveryMode: 2, declare: false, ...more };
+  return { ...COMMON_CONFIG, kind: "amqp", uri, tls, deliveryMode: 2, declare: false, headers: false, ...more };
 }
 
 let started: Promise<Server> | undefined;

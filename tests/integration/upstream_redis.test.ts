@@ -2,15 +2,23 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Redis } from "ioredis";
 import { PermanentError } from "../../src/core/errors.ts";
-import { COMMON_CONFIG, NO_TLS, TestLane, upstreamContract, walEvent } from "../support/upstream_contract.ts";
+import {
+  COMMON_CONFIG,
+  NO_TLS,
+  notifyEvent,
+  TestLane,
+  upstreamContract,
+  walEvent,
+} from "../support/upstream_contract.ts";
 import type { RedisConfig, TlsConfig } from "../../src/config/config.ts";
-import { consumeRedis } from "../support/consumers.ts";
-import { startRedis } from "../support/servers.ts";
+import { consumeRedis, consumeRedisStream } from "../support/consumers.ts";
+import { uniqueName } from "../support/scenario.ts";
+import { sharedServer, startRedis } from "../support/servers.ts";
 
 const TARGET = { type: "topic", name: "contract" };
 
 function config(uri: string, tls: TlsConfig = NO_TLS): RedisConfig {
-  return { ...COMMON_CONFIG, kind: "redis", uri, tls };
+  return { ...COMMON_CONFIG, kind: "redis", uri, maxlen: undefined, tls };
 }
 
 upstreamContract({
@@ -31,7 +39,76 @@ upstreamContract({
   },
 });
 
+const STREAM = { type: "stream", name: "contract stream" };
+
+upstreamContract({
+  title: "redis stream",
+  target: STREAM,
+  startServer: startRedis,
+  config,
+  consume: (uri) => consumeRedisStream(uri, STREAM.name),
+  keyOf: ({ routingKey }) => routingKey,
+  clientCertificateConfig: ["tls-auth-clients yes"],
+  refusedLogin: async () => {
+    const server = await startRedis({ config: ["requirepass the-right-one"] });
+    return {
+      config: config(server.uri.replace("://", "://:a-wr0ng-s3cret@")),
+      secret: "a-wr0ng-s3cret",
+      close: () => server.stop(),
+    };
+  },
+});
+
 const TIMEOUT = { timeout: 180_000 };
+
+test("redis: a stream stores what was sent, with its id, and keeps about as much as maxlen says", TIMEOUT, async () => {
+  const { uri } = await sharedServer("redis");
+  const redis = new Redis(uri);
+  const stream = { type: "stream", name: uniqueName("stream") };
+  try {
+    const lane = await TestLane.open({ ...config(uri), maxlen: 100 }, [stream]);
+    const events = Array.from({ length: 1_000 }, (_, i) => walEvent(`{"n":${i}}`));
+    lane.send(stream, ...events, notifyEvent("text", { routingKey: "key" }));
+    await lane.answered();
+    const entries = await redis.xrange(stream.name, "-", "+");
+    // Whole nodes of 100 entries are removed (redis.conf, stream-node-max-entries).
+    assert.ok(entries.length >= 100 && entries.length <= 300, `${entries.length} entries`);
+    const last = (i: number) => entries.at(i)?.[1];
+    const { id } = events[999]!;
+    assert.deepEqual(last(-2), ["id", id, "key", "public.orders.insert", "payload", '{"n":999}', "type", "wal"]);
+    assert.deepEqual(last(-1)?.slice(2), ["key", "key", "payload", "text", "type", "notify"]);
+    await lane.close();
+  } finally {
+    await redis.del(stream.name);
+    redis.disconnect();
+  }
+});
+
+test(
+  "redis: a key that is no stream is told at the start, and refuses events when it appears later",
+  TIMEOUT,
+  async () => {
+    const { uri } = await sharedServer("redis");
+    const redis = new Redis(uri);
+    const stream = { type: "stream", name: uniqueName("stream") };
+    try {
+      const lane = await TestLane.open(config(uri), [stream]);
+      await redis.set(stream.name, "a string");
+      const [refused] = lane.send(stream, walEvent("1"));
+      await lane.answered();
+      assert.match(refused!.refusal ?? "", /^Redis refused it: WRONGTYPE /);
+      await lane.close();
+      await assert.rejects(TestLane.open(config(uri), [stream]), (error) => {
+        assert.ok(error instanceof PermanentError, String(error));
+        assert.match(error.message, /^Redis holds a string under the key "stream_.*remove it, or name another key$/);
+        return true;
+      });
+    } finally {
+      await redis.del(stream.name);
+      redis.disconnect();
+    }
+  },
+);
 const signal = new AbortController().signal;
 
 test("redis: a user who may only publish, and only to one channel", TIMEOUT, async () => {

@@ -234,6 +234,51 @@ export async function consumeRedis(
   return recorder.consumer(async () => client.disconnect());
 }
 
+/** An entry as this program writes it; the key is its field `key`. */
+export interface StreamMessage extends Message {
+  /** All fields. */
+  readonly fields: Readonly<Record<string, Buffer>>;
+}
+
+/** What is added to a stream from now on. Comes back by itself, and misses nothing that the server kept. */
+export async function consumeRedisStream(
+  uri: string,
+  stream: string,
+  options: { readonly onMessage?: OnMessage<StreamMessage> } = {},
+): Promise<Consumer<StreamMessage>> {
+  const recorder = new Recorder<StreamMessage>(`Redis stream ${stream}`, options.onMessage);
+  const client = new Redis(uri, { maxRetriesPerRequest: null, retryStrategy: () => 100 });
+  client.on("error", () => {});
+  const [newest] = await client.xrevrange(stream, "+", "-", "COUNT", 1);
+  let lastId = newest?.[0] ?? "0";
+  let isClosed = false;
+  const read = async () => {
+    while (!isClosed) {
+      try {
+        const reply = await client.xreadBuffer("COUNT", 1_000, "BLOCK", 200, "STREAMS", stream, lastId) as StreamReply;
+        for (const [id, list] of reply?.[0]?.[1] ?? []) {
+          lastId = id.toString();
+          const pairs = Array.from({ length: list.length / 2 }, (_, i) => [String(list[2 * i]), list[2 * i + 1]!]);
+          const fields: Record<string, Buffer> = Object.fromEntries(pairs);
+          recorder.add({ ...recorded(String(fields.key), fields.payload!), fields });
+        }
+      } catch {
+        await delay(50);
+      }
+    }
+  };
+  const reading = read();
+  return recorder.consumer(async () => {
+    isClosed = true;
+    client.disconnect();
+    await reading;
+  });
+}
+
+type StreamReply =
+  | ReadonlyArray<readonly [Buffer, ReadonlyArray<readonly [id: Buffer, fields: readonly Buffer[]]>]>
+  | null;
+
 function recorded(key: string, payload: Buffer): Message {
   const receivedAtMs = performance.timeOrigin + performance.now();
   return {
@@ -247,7 +292,8 @@ function recorded(key: string, payload: Buffer): Message {
   };
 }
 
-class Recorder<M extends Message> {
+/** Keeps what arrived, and resolves who waits for it. */
+export class Recorder<M extends Message> {
   readonly #name: string;
   readonly #received: M[] = [];
   readonly #onMessage: OnMessage<M>;

@@ -28,6 +28,7 @@ export const COMMON_CONFIG = {
   maxInFlight: undefined,
   maxInFlightBytes: 32 * 1024 * 1024,
   onReject: "stop",
+  cloudEventsSource: undefined,
 } as const;
 
 let lastId = 0;
@@ -166,15 +167,19 @@ export interface ContractSubject {
   /** For the names of the tests: `mqtt 3.1.1, QoS 1`. */
   readonly title: string;
   readonly target: Target;
+  /** Where the target names the server. */
+  targetAt?(uri: string): Target;
   startServer(options?: { tls?: TlsFiles; config?: readonly string[] }): Promise<Server>;
   config(uri: string, tls?: TlsConfig): UpstreamConfig;
   consume(uri: string): Promise<Consumer<Message>>;
   /** The routing key, topic or channel under which a consumer gets the event. */
   keyOf(event: Event): string;
   /** A configuration whose login the server refuses, and a secret in it that no message may show. */
-  refusedLogin(): Promise<{ config: UpstreamConfig; secret: string; close(): Promise<void> }>;
+  refusedLogin(): Promise<{ config: UpstreamConfig; target?: Target; secret: string; close(): Promise<void> }>;
   /** Configuration lines that make the server insist on a client certificate; none if it only verifies what it gets. */
   readonly clientCertificateConfig: readonly string[];
+  /** The server hangs up on a wrong client certificate without a word, so that it looks like an outage. */
+  readonly hangsUpOnStrangers?: true;
 }
 
 const TIMEOUT = { timeout: 180_000 };
@@ -193,18 +198,23 @@ const HOSTILE_PAYLOADS: readonly Uint8Array[] = [
 ];
 
 export function upstreamContract(subject: ContractSubject): void {
-  const { title, target } = subject;
+  const { title } = subject;
+  const targetAt = (uri: string) => subject.targetAt?.(uri) ?? subject.target;
   let server: Promise<Server> | undefined;
   const running = () => server ??= subject.startServer();
   after(async () => {
     await (await server)?.stop();
   });
-  const open = async () => await TestLane.open(subject.config((await running()).uri), [target]);
+  const open = async () => {
+    const { uri } = await running();
+    const target = targetAt(uri);
+    return { target, lane: await TestLane.open(subject.config(uri), [target]) };
+  };
 
   test(`${title}: events arrive byte for byte, under their keys, in order`, TIMEOUT, async () => {
     const { uri } = await running();
     const consumer = await subject.consume(uri);
-    const lane = await open();
+    const { lane, target } = await open();
     const events = HOSTILE_PAYLOADS.flatMap((payload) => [
       walEvent(payload),
       notifyEvent(payload),
@@ -226,7 +236,7 @@ export function upstreamContract(subject: ContractSubject): void {
   test(`${title}: 5,000 events through a full window keep their order`, TIMEOUT, async () => {
     const { uri } = await running();
     const consumer = await subject.consume(uri);
-    const lane = await open();
+    const { lane, target } = await open();
     const events = Array.from({ length: 5_000 }, (_, i) => walEvent(`{"n":${i}}`));
     lane.send(target, ...events);
     await lane.answered(60_000);
@@ -239,7 +249,7 @@ export function upstreamContract(subject: ContractSubject): void {
 
   test(`${title}: nothing is acknowledged before the server has answered`, TIMEOUT, async () => {
     const broker = await running();
-    const lane = await open();
+    const { lane, target } = await open();
     lane.send(target, walEvent("warm"));
     await lane.answered();
     broker.freeze();
@@ -258,7 +268,7 @@ export function upstreamContract(subject: ContractSubject): void {
 
   test(`${title}: close ends the connection in time, even if the server does not answer`, TIMEOUT, async () => {
     const broker = await running();
-    const lane = await open();
+    const { lane, target } = await open();
     broker.freeze();
     try {
       lane.send(target, ...Array.from({ length: 50 }, () => walEvent("given up")));
@@ -275,6 +285,7 @@ export function upstreamContract(subject: ContractSubject): void {
   test(`${title}: the loss of a killed server is reported once, and a new session takes over`, TIMEOUT, async () => {
     const broker = await running();
     const upstream = await createUpstream(subject.config(broker.uri));
+    const target = targetAt(broker.uri);
     const lane = await TestLane.open(upstream, [target]);
     lane.send(target, walEvent("before"));
     await lane.answered();
@@ -307,6 +318,7 @@ export function upstreamContract(subject: ContractSubject): void {
     try {
       const { uri } = await running();
       const upstream = await createUpstream(subject.config(withPort(uri, silent.port)));
+      const target = targetAt(withPort(uri, silent.port));
       const controller = new AbortController();
       const attempt = upstream.connect([target], () => assert.fail("no session, no loss"), controller.signal);
       attempt.catch(() => {});
@@ -322,7 +334,7 @@ export function upstreamContract(subject: ContractSubject): void {
   });
 
   test(`${title}: a refused login is permanent and shows no secret`, TIMEOUT, async () => {
-    const { config, secret, close } = await subject.refusedLogin();
+    const { config, target = subject.target, secret, close } = await subject.refusedLogin();
     try {
       await assert.rejects(TestLane.open(config, [target]), (error) => {
         assert.ok(error instanceof PermanentError, String(error));
@@ -341,13 +353,14 @@ export function upstreamContract(subject: ContractSubject): void {
     const uri = secure.uri.replace("127.0.0.1", "localhost");
     const client = { certFile: files.clientCertFile, keyFile: files.clientKeyFile };
     const works = async (tls: TlsConfig, address = uri) => {
+      const target = targetAt(address);
       const lane = await TestLane.open(subject.config(address, tls), [target]);
       lane.send(target, walEvent("over TLS"), walEvent(Buffer.alloc(300_000, "x")));
       await lane.answered();
       await lane.close();
     };
     const fails = async (tls: TlsConfig, expected: RegExp) => {
-      await assert.rejects(TestLane.open(subject.config(uri, tls), [target]), (error) => {
+      await assert.rejects(TestLane.open(subject.config(uri, tls), [targetAt(uri)]), (error) => {
         assert.ok(error instanceof PermanentError, String(error));
         assert.match(error.message, expected);
         return true;
@@ -362,6 +375,12 @@ export function upstreamContract(subject: ContractSubject): void {
       await fails({ ...NO_TLS, caFile: "/does/not/exist.pem" }, /cannot read ca_file \/does\/not\/exist\.pem/);
       await fails({ ...NO_TLS, caFile: files.caFile, certFile: files.clientCertFile }, /cert_file and key_file/);
       const stranger = { certFile: foreign.clientCertFile, keyFile: foreign.clientKeyFile };
+      if (subject.hangsUpOnStrangers) {
+        await assert.rejects(
+          TestLane.open(subject.config(uri, { ...NO_TLS, ...stranger, caFile: files.caFile }), [targetAt(uri)]),
+        );
+        return;
+      }
       await fails({ ...NO_TLS, ...stranger, caFile: files.caFile }, /set cert_file and key_file/);
       if (subject.clientCertificateConfig.length > 0) {
         await fails({ ...NO_TLS, caFile: files.caFile }, /set cert_file and key_file/);

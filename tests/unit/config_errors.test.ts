@@ -45,12 +45,12 @@ const IN_ENVIRONMENT: Array<[base: Env, faults: Env, problem: string]> = [
   [
     AMQP,
     { "PGPROXY_LOCAL-UPSTREAM": "ampq" },
-    'PGPROXY_LOCAL-UPSTREAM: "ampq" is not allowed; allowed: amqp, mqtt, redis, stdout; did you mean amqp?',
+    'PGPROXY_LOCAL-UPSTREAM: "ampq" is not allowed; allowed: amqp, mqtt, redis, stdout, webhook; did you mean amqp?',
   ],
   [
     AMQP,
-    { "PGPROXY_LOCAL-UPSTREAM": "webhook" },
-    'PGPROXY_LOCAL-UPSTREAM: "webhook" is not allowed; allowed: amqp, mqtt, redis, stdout',
+    { "PGPROXY_LOCAL-UPSTREAM": "kafka" },
+    'PGPROXY_LOCAL-UPSTREAM: "kafka" is not allowed; allowed: amqp, mqtt, redis, stdout, webhook',
   ],
   [
     AMQP,
@@ -199,7 +199,19 @@ const IN_ENVIRONMENT: Array<[base: Env, faults: Env, problem: string]> = [
   [
     AMQP,
     { [`${CONFIG}BRIDGE_CHANNELS`]: "a->exchange:{schema}.x" },
-    `${CONFIG}BRIDGE_CHANNELS: item 1 "a->exchange:{schema}.x": the placeholder {schema} is not supported; write a fixed name`,
+    `${CONFIG}BRIDGE_CHANNELS: item 1 "a->exchange:{schema}.x": only events of the channel wal2json have a {schema}; allowed here: {key}, {channel}`,
+  ],
+  [
+    AMQP,
+    { [`${CONFIG}BRIDGE_CHANNELS`]: "wal2json->exchange:{tabel}.x" },
+    `${CONFIG}BRIDGE_CHANNELS: item 1 "wal2json->exchange:{tabel}.x": the placeholder {tabel} is unknown; allowed: {schema}, {table}, {action}, {key}, {channel}; did you mean table?`,
+  ],
+  [
+    AMQP,
+    { [`${CONFIG}BRIDGE_CHANNELS`]: `wal2json->exchange:${"x".repeat(250)}{table}` },
+    `${CONFIG}BRIDGE_CHANNELS: item 1 "wal2json->exchange:${
+      "x".repeat(250)
+    }{table}": the name has 256 bytes; AMQP allows 255`,
   ],
   [
     MQTT,
@@ -274,7 +286,7 @@ bridge_channels=wal2json->topic:t
 /** Whole files: exactly these lines. */
 const IN_FILE: Array<[name: string, ini: string, problems: string[]]> = [
   ["a wrong value", VALID_INI.replace("=amqp\n", "=ampq\n"), [
-    'config.ini [Local] upstream: "ampq" is not allowed; allowed: amqp, mqtt, redis, stdout; did you mean amqp?',
+    'config.ini [Local] upstream: "ampq" is not allowed; allowed: amqp, mqtt, redis, stdout, webhook; did you mean amqp?',
   ]],
   ["a misspelt key", VALID_INI.replace("upstream=", "Upstraem="), [
     "config.ini [Local] Upstraem: unknown key; did you mean config.ini [local] upstream?",

@@ -22,7 +22,12 @@ function load(env: Env, ini?: string, files: Files = {}) {
 
 const DEFAULT_SLOT = { name: "pg_event_proxy", wal2jsonParams: [["format-version", "2"], ["include-types", "0"]] };
 const NO_TLS = { caFile: undefined, certFile: undefined, keyFile: undefined, insecureSkipVerify: false };
-const COMMON = { maxInFlight: undefined, maxInFlightBytes: 32 * 1024 * 1024, onReject: "stop" };
+const COMMON = {
+  maxInFlight: undefined,
+  maxInFlightBytes: 32 * 1024 * 1024,
+  onReject: "stop",
+  cloudEventsSource: undefined,
+};
 const TOPICS = [
   { channel: "events", target: { type: "topic", name: "events" } },
   { channel: "wal2json", target: { type: "topic", name: "wal" } },
@@ -47,6 +52,7 @@ const MANUAL: Array<[name: string, lines: string[], expected: object]> = [
     bindings: EXCHANGES,
     deliveryMode: 1,
     declare: false,
+    headers: false,
     tls: NO_TLS,
     slot: DEFAULT_SLOT,
   }],
@@ -66,6 +72,7 @@ const MANUAL: Array<[name: string, lines: string[], expected: object]> = [
     ],
     deliveryMode: 2,
     declare: false,
+    headers: false,
     tls: NO_TLS,
     slot: { name: "my_replication_slot", wal2jsonParams: [["format-version", "2"], ["include-types", "1"]] },
   }],
@@ -74,7 +81,14 @@ const MANUAL: Array<[name: string, lines: string[], expected: object]> = [
     "PGPROXY_LOCAL-UPSTREAM=redis",
     "PGPROXY_LOCAL-UPSTREAM_CONFIG-URI=redis://redis:6379",
     "PGPROXY_LOCAL-UPSTREAM_CONFIG-BRIDGE_CHANNELS=events->topic:events, wal2json->topic:wal",
-  ], { kind: "redis", uri: "redis://redis:6379", bindings: TOPICS, tls: NO_TLS, slot: DEFAULT_SLOT }],
+  ], {
+    kind: "redis",
+    uri: "redis://redis:6379",
+    maxlen: undefined,
+    bindings: TOPICS,
+    tls: NO_TLS,
+    slot: DEFAULT_SLOT,
+  }],
   ["MQTT", [
     "PGPROXY_LOCAL-POSTGRESQL_URI=postgresql://username:password@domain.tld:5432/database",
     String.raw`PGPROXY_LOCAL-WAL2JSON_PARAMS="format-version" '2' , "include-types" '0'`,
@@ -339,7 +353,7 @@ for (const [kind, uri, type] of URIS) {
       "PGPROXY_UPSTREAM-X-URI": uri,
       "PGPROXY_UPSTREAM-X-BRIDGE_CHANNELS": `c->${type}:t`,
     });
-    assert.equal(upstream.kind !== "stdout" && upstream.uri, uri);
+    assert.equal("uri" in upstream && upstream.uri, uri);
   });
 }
 

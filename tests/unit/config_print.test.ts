@@ -69,6 +69,8 @@ uri=tcp://mosquitto:1883
 bridge_channels=a->topic:b, c->topic:d
 # default
 on_reject=stop
+# default
+format=raw
 # from PGPROXY_LOCAL-UPSTREAM_CONFIG-MAX_IN_FLIGHT_BYTES
 max_in_flight_bytes=64KiB
 # from config.ini line 6
