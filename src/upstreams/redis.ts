@@ -1,18 +1,16 @@
-/** Redis publish/subscribe and streams, by pipelines of PUBLISH and XADD (redis.io/docs/latest/commands). */
+/** Redis publish/subscribe and streams, by PUBLISH and XADD, many at a time (redis.io/docs/latest/commands). */
 
-import { isUtf8 } from "node:buffer";
-import { type ChainableCommander, Redis, type RedisOptions } from "ioredis";
+import { type Command, Redis, type RedisOptions } from "ioredis";
 import type { RedisConfig } from "../config/config.ts";
 import { errorText, PermanentError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, type Event } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
 import { attemptConnect, CONNECT_TIMEOUT_MS, type Endpoint, parseEndpoint, percentDecode } from "./endpoint.ts";
+import { CommandEncoder } from "./redis_commands.ts";
 import { tlsOptions } from "./tls.ts";
 
 const PRODUCT = "Redis";
 const DEFAULT_MAX_IN_FLIGHT = 2000;
-/** Commands in a pipeline. Measured: 200 to 500 are best, more cost memory only. */
-const PIPELINE_LENGTH = 250;
 /** A server that owes a reply and sends nothing for this long is given up. */
 const REPLY_TIMEOUT_MS = 30_000;
 
@@ -44,7 +42,7 @@ export class RedisUpstream implements Upstream {
     return await attemptConnect(PRODUCT, this.#endpoint, signal, async () => {
       const options = await this.#options();
       signal.throwIfAborted();
-      redis = new UntracedRedis(options);
+      redis = new Redis(options);
       const loss = watchLoss(redis);
       await this.#logIn(redis, loss);
       await checkStreams(redis, targets);
@@ -134,6 +132,8 @@ function databaseOf({ path, query }: Endpoint): number {
   throw new PermanentError(`the path of uri is "${text}"; write the number of the database, as in redis://host:6379/0`);
 }
 
+type NetStream = NonNullable<Parameters<Redis["sendCommand"]>[1]>;
+
 interface Loss {
   fault: Error | undefined;
   ended: boolean;
@@ -160,14 +160,40 @@ function destroy(redis: Redis | undefined): void {
   stream?.destroy();
 }
 
+/** What ioredis asks of a stream that it writes a command to: here nothing, the session writes by itself. */
+const NOWHERE = { write: () => true };
+
 /**
- * Bun's diagnostics channels never say that nobody listens, so that ioredis 6.0.0 would trace every command: a sixth of
- * the time. A command that counts as traced already is left alone.
+ * A command that the session has encoded already. It takes its place in ioredis' queue of commands that wait for a reply,
+ * and gets what ioredis gives those: the reply, an error reply, or the loss of the connection.
  */
-class UntracedRedis extends Redis {
-  override sendCommand(...args: Parameters<Redis["sendCommand"]>): unknown {
-    args[0].isTraced = true;
-    return super.sendCommand(...args);
+class SentCommand {
+  readonly name: string;
+  readonly args: readonly never[] = [];
+  readonly promise = undefined;
+  /** Bun's diagnostics channels never say that nobody listens: ioredis would trace every command. */
+  readonly isTraced = true;
+  readonly #session: RedisSession;
+  readonly #delivery: Delivery;
+
+  constructor(name: string, session: RedisSession, delivery: Delivery) {
+    this.name = name;
+    this.#session = session;
+    this.#delivery = delivery;
+  }
+
+  setReplyContext(): void {}
+
+  toWritable(): string {
+    return "";
+  }
+
+  resolve(): void {
+    this.#session.replied(this.#delivery);
+  }
+
+  reject(error: Error): void {
+    this.#session.failed(this.#delivery, error);
   }
 }
 
@@ -176,7 +202,7 @@ class RedisSession implements Session {
   readonly #maxlen: number | undefined;
   readonly #loss: Loss;
   readonly #onLost: (cause: Error) => void;
-  #unflushed: Delivery[] = [];
+  readonly #encoder: CommandEncoder;
   #ended = false;
 
   constructor(redis: Redis, maxlen: number | undefined, loss: Loss, onLost: (cause: Error) => void) {
@@ -184,35 +210,31 @@ class RedisSession implements Session {
     this.#maxlen = maxlen;
     this.#loss = loss;
     this.#onLost = onLost;
+    this.#encoder = new CommandEncoder((bytes) => redis.stream.write(bytes));
     loss.notify = () => this.#lost(loss.fault ?? "the server closed it");
     if (loss.ended) throw loss.fault ?? new Error("the server closed the connection");
   }
 
   publish(delivery: Delivery): void {
     if (this.#ended) return;
-    this.#unflushed.push(delivery);
-    if (this.#unflushed.length === PIPELINE_LENGTH) this.flush();
+    const { event, target } = delivery;
+    const isStream = target.type === "stream";
+    const command = new SentCommand(isStream ? "xadd" : "publish", this, delivery);
+    this.#redis.sendCommand(command as unknown as Command, NOWHERE as unknown as NetStream);
+    // Where the connection is lost already, the command was rejected, and with it the session has ended.
+    if (this.#ended) return;
+    if (isStream) this.#encoder.command(this.#xadd(event, target.name));
+    else this.#encoder.publish(target.name, event.payload);
   }
 
   flush(): void {
-    if (this.#ended || this.#unflushed.length === 0) return;
-    const deliveries = this.#unflushed;
-    this.#unflushed = [];
-    const pipeline = this.#redis.pipeline();
-    for (const { event, target } of deliveries) {
-      if (target.type === "stream") this.#add(pipeline, event, target.name);
-      else pipeline.publish(target.name, argumentOf(event.payload));
-    }
-    pipeline.exec((error, replies) => {
-      if (replies === null || replies === undefined) this.#lost(error ?? "no replies");
-      else this.#replied(deliveries, replies);
-    }).catch((error: unknown) => this.#lost(error));
+    if (!this.#ended) this.#encoder.flush();
   }
 
   /** `~`: whole nodes of the stream are removed, which costs next to nothing. */
-  #add(pipeline: ChainableCommander, { id, routingKey, payload, type }: Event, stream: string): void {
-    const limit = this.#maxlen === undefined ? [] : ["MAXLEN", "~", this.#maxlen];
-    pipeline.xadd(stream, ...limit, "*", "id", id, "key", routingKey, "payload", argumentOf(payload), "type", type);
+  #xadd({ id, routingKey, payload, type }: Event, stream: string): (string | Uint8Array)[] {
+    const limit = this.#maxlen === undefined ? [] : ["MAXLEN", "~", String(this.#maxlen)];
+    return ["XADD", stream, ...limit, "*", "id", id, "key", routingKey, "payload", payload, "type", type];
   }
 
   async close(deadlineMs: number): Promise<void> {
@@ -226,15 +248,15 @@ class RedisSession implements Session {
     clearTimeout(deadline);
   }
 
-  #replied(deliveries: readonly Delivery[], replies: readonly (readonly [Error | null, unknown])[]): void {
-    for (let i = 0; i < deliveries.length && !this.#ended; i++) {
-      const error = replies[i]?.[0];
-      const delivery = deliveries[i]!;
-      if (!error) delivery.acknowledge(this);
-      // What follows was perhaps published, but is sent again, so that it does not overtake this one.
-      else if (!isReply(error) || PASSING_ERRORS.test(error.message)) this.#lost(error);
-      else delivery.refuse(this, `${PRODUCT} refused it: ${errorText(error)}`);
-    }
+  replied(delivery: Delivery): void {
+    if (!this.#ended) delivery.acknowledge(this);
+  }
+
+  failed(delivery: Delivery, error: Error): void {
+    if (this.#ended) return;
+    // What follows was perhaps published, but is sent again, so that it does not overtake this one.
+    if (!isReply(error) || PASSING_ERRORS.test(error.message)) this.#lost(error);
+    else delivery.refuse(this, `${PRODUCT} refused it: ${errorText(error)}`);
   }
 
   #lost(reason: unknown): void {
@@ -248,12 +270,4 @@ class RedisSession implements Session {
 /** Error replies, as against faults of the connection, have this name (redis-errors). */
 function isReply(error: unknown): error is Error {
   return error instanceof Error && error.name === "ReplyError";
-}
-
-/** A pipeline of strings is joined and encoded in one go; buffers take a slower way, but any bytes pass. */
-function argumentOf(payload: Uint8Array): string | Buffer {
-  const buffer = Buffer.isBuffer(payload)
-    ? payload
-    : Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength);
-  return isUtf8(buffer) ? buffer.toString() : buffer;
 }
