@@ -9,7 +9,7 @@ import { ChannelRejectedError, errorText, PermanentError, SilentEndError, Transi
 import { APPLICATION_NAME, contentType, type Event } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
 import { attemptConnect, CONNECT_TIMEOUT_MS, type Endpoint, parseEndpoint } from "./endpoint.ts";
-import { encodeProperties, PublishEncoder } from "./mqtt_packets.ts";
+import { encodeProperties, PubackFilter, PublishEncoder } from "./mqtt_packets.ts";
 import { tlsOptions } from "./tls.ts";
 
 const PRODUCT = "the MQTT server";
@@ -259,6 +259,7 @@ class MqttSession implements Session {
     this.#loss = loss;
     loss.notify = () => this.#lost();
     this.#encoder = new PublishEncoder((bytes) => client.stream.write(bytes));
+    filterIncoming(client.stream, new PubackFilter((identifier) => this.#acknowledged(identifier, 0)));
     client.on("packetreceive", (packet) => {
       if (packet.cmd === "puback") this.#acknowledged(packet.messageId ?? 0, packet.reasonCode ?? 0);
     });
@@ -428,6 +429,20 @@ function propertiesOf(event: Event): Properties {
 /** Binary mode: attributes are user properties of the same name (cloudevents/bindings/mqtt-protocol-binding.md, 3.1). */
 function cloudEventProperties(event: Event, source: string): Properties {
   return { contentType: contentType(event), userProperties: attributesOf(event, source) };
+}
+
+/**
+ * Puts the filter before mqtt.js's parser, which reads by the one `data` listener that `pipe` has set. Where there is no
+ * such listener, the parser gets everything, and tells of acknowledgements by `packetreceive`.
+ */
+function filterIncoming(stream: MqttClient["stream"], filter: PubackFilter): void {
+  const [toParser, ...others] = stream.listeners("data") as ((chunk: Buffer) => void)[];
+  if (toParser === undefined || others.length > 0) return;
+  stream.off("data", toParser);
+  stream.on("data", (chunk: Buffer) => {
+    const rest = filter.push(chunk);
+    if (rest.length > 0) toParser.call(stream, rest);
+  });
 }
 
 /** The lane keeps what is not answered; the library's store would only copy it. */

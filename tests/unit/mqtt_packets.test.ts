@@ -3,7 +3,12 @@
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { test } from "node:test";
-import { encodeProperties, type PacketToPublish, PublishEncoder } from "../../src/upstreams/mqtt_packets.ts";
+import {
+  encodeProperties,
+  type PacketToPublish,
+  PubackFilter,
+  PublishEncoder,
+} from "../../src/upstreams/mqtt_packets.ts";
 
 interface Packet {
   readonly cmd: string;
@@ -83,4 +88,42 @@ test("properties longer than 127 bytes have a length of two bytes, and none may 
   encoder.flush();
   assert.equal(parseAll(chunks, 5)[0]?.properties?.userProperties?.id, "i".repeat(200));
   assert.throws(() => encodeProperties("text/plain", { id: "i".repeat(65_536) }), /MQTT allows 65535/);
+});
+
+/** Acknowledgements among other packets: a long PUBLISH, a PINGRESP, a PUBACK with a reason. */
+const OTHERS = [
+  Buffer.concat([Buffer.from([0x30, 0xc8, 0x01]), Buffer.alloc(200, 0x40)]),
+  Buffer.from([0xd0, 0x00]),
+  Buffer.from([0x40, 0x03, 0x00, 0x07, 0x87]),
+];
+const STREAM = Buffer.concat([
+  Buffer.from([0x40, 2, 0, 1, 0x40, 2, 0, 2]),
+  OTHERS[0]!,
+  Buffer.from([0x40, 2, 0xff, 0xff]),
+  OTHERS[1]!,
+  OTHERS[2]!,
+  Buffer.from([0x40, 2, 0x40, 2, 0x40, 2, 0, 3]),
+]);
+const IDENTIFIERS = [1, 2, 0xffff, 0x4002, 3];
+
+function filterIn(chunks: readonly Buffer[]): { identifiers: number[]; rest: Buffer } {
+  const identifiers: number[] = [];
+  const filter = new PubackFilter((identifier) => identifiers.push(identifier));
+  return { rest: Buffer.concat(chunks.map((chunk) => filter.push(chunk))), identifiers };
+}
+
+test("acknowledgements are taken out of the stream wherever it is cut in two, and the rest is passed on", () => {
+  for (let cut = 0; cut <= STREAM.length; cut++) {
+    const { identifiers, rest } = filterIn([STREAM.subarray(0, cut), STREAM.subarray(cut)]);
+    assert.deepEqual(identifiers, IDENTIFIERS, `cut at ${cut}`);
+    assert.ok(rest.equals(Buffer.concat(OTHERS)), `cut at ${cut}`);
+  }
+  const { identifiers, rest } = filterIn([...STREAM].map((byte) => Buffer.from([byte])));
+  assert.deepEqual(identifiers, IDENTIFIERS);
+  assert.ok(rest.equals(Buffer.concat(OTHERS)));
+});
+
+test("a malformed length reaches the parser", () => {
+  const malformed = Buffer.from([0x30, 0xff, 0xff, 0xff, 0xff, 0xff]);
+  assert.ok(filterIn([malformed]).rest.length >= 5);
 });
