@@ -221,7 +221,8 @@ function keyRow({ name, spec }: NamedKey): string[] {
     missing.length <= KIND_NAMES.length / 2;
   const not = isGeneral ? `; not for ${missing.map(code).join(", ")}` : "";
   const value = spec.allowed === undefined ? valueText(spec) : spec.allowed.map((one) => code(String(one))).join(", ");
-  return [code(name), value, defaultCell(spec), spec.text + where + own + not];
+  // A bar would end the cell, in code as well.
+  return [code(name), value, defaultCell(spec), (spec.text + where + own + not).replaceAll("|", "\\|")];
 }
 
 function valueText(spec: KeySpec): string {
@@ -238,6 +239,7 @@ function valueText(spec: KeySpec): string {
       return "name";
     case "broker_uri":
     case "postgresql_uri":
+    case "uri_reference":
       return "URI";
     case "choice":
     case "path":

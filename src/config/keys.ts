@@ -76,6 +76,7 @@ export type KeyType =
   | "integer"
   | "bytes"
   | "choice"
+  | "uri_reference"
   | "webhook_secret"
   | "header_list";
 
@@ -234,7 +235,7 @@ export const KEYS = [
   {
     section: "upstream",
     name: "cloudevents_source",
-    type: "text",
+    type: "uri_reference",
     defaultText: "the database's URI",
     example: "/databases/shop",
     text: "With `format=cloudevents`: their attribute `source`, within which ids are unique",
@@ -502,6 +503,7 @@ interface ValueTypes {
   integer: number;
   bytes: number;
   choice: string | number;
+  uri_reference: string;
   webhook_secret: string;
   header_list: Headers;
 }

@@ -90,8 +90,13 @@ export function databaseUri(text: string): string {
   const [server = ""] = serversOf(text);
   const [path = ""] = splitOnce(text.replace(SCHEME, ""), "?");
   const [, database = ""] = splitOnce(path, "/");
-  // A folder of a Unix socket, mostly percent-encoded already.
-  return `postgresql://${server.replaceAll("/", "%2F")}/${database}`;
+  const encoded = (part: string) => part.replace(/[^\w.~%:[\]-]/gu, encodeURIComponent);
+  return `postgresql://${encoded(server.toWellFormed())}/${encoded(database.toWellFormed())}`;
+}
+
+/** Whether it holds only what a URI may (RFC 3986, section 2), which is what a relative one has to show. */
+export function isUriReference(text: string): boolean {
+  return /^(?:[\w.~:/?#[\]@!$&'()*+,;=-]|%[0-9a-f]{2})+$/i.test(text);
 }
 
 function splitOnce(text: string, separator: string): [string, string?] {

@@ -6,7 +6,7 @@ import type { KeySpec, Value } from "./keys.ts";
 import { didYouMean } from "./nearest.ts";
 import { parseHeaders } from "../core/message_headers.ts";
 import { secretProblem } from "./webhook_secret.ts";
-import { maskUri, postgresqlUriProblem } from "./uri.ts";
+import { isUriReference, maskUri, postgresqlUriProblem } from "./uri.ts";
 import { formatWal2jsonParams, parseWal2jsonParams } from "./wal2json_params.ts";
 
 export type ParsedValue = { readonly value: Value } | { readonly problems: readonly string[] };
@@ -40,6 +40,11 @@ export function parseValue(spec: KeySpec, text: string): ParsedValue {
       const { bindings, problems } = parseBridgeChannels(text);
       return problems.length === 0 ? { value: bindings } : { problems };
     }
+    case "uri_reference":
+      if (isUriReference(text.trim())) return { value: text.trim() };
+      return {
+        problems: [`${shown} is no URI reference; wanted one like /databases/shop, other characters percent-encoded`],
+      };
     case "webhook_secret": {
       const problem = secretProblem(text.trim());
       return problem === undefined ? { value: text.trim() } : { problems: [`${shown} ${problem}`] };
@@ -134,6 +139,8 @@ export function allowedText(spec: KeySpec): string {
       }`;
     case "text":
       return "text";
+    case "uri_reference":
+      return "URI reference";
     case "webhook_secret":
       return "whsec_ and base64";
     case "header_list":

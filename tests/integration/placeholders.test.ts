@@ -148,6 +148,7 @@ scenario("a target that no event could have is told at the start", async () => {
     ],
     ["webhook", { bindings: "a->url:https://example.com/", secret: "n0t-base64!" }, /is no whsec_ followed by base64/],
     ["webhook", { bindings: "a->url:https://example.com/", extra_headers: "no colon" }, /wanted Name: value; Other/],
+    ["stdout", { bindings: "a->topic:x", cloudevents_source: "a shop" }, /is no URI reference; wanted one like/],
     ["stdout", { bindings: "a->topic:{table}" }, /only events of the channel wal2json have a \{table\}/],
   ];
   for (const [kind, { bindings = "", ...more }, expected] of cases) {

@@ -401,3 +401,24 @@ wal2json_params="format-version" '2'`;
     wal2jsonParams: [["format-version", "2"]],
   }]);
 });
+
+test("the source of CloudEvents is the database's URI without user, password and parameters, or what is set", () => {
+  const source = (uri: string, more: Record<string, string> = {}) => {
+    const env = {
+      "PGPROXY_B-POSTGRESQL_URI": uri,
+      "PGPROXY_B-UPSTREAM": "stdout",
+      "PGPROXY_B-UPSTREAM_CONFIG-BRIDGE_CHANNELS": "a->topic:b",
+      "PGPROXY_B-UPSTREAM_CONFIG-FORMAT": "cloudevents",
+      ...more,
+    };
+    return only(env).cloudEventsSource;
+  };
+  assert.equal(
+    source("postgresql://u:s3cret@Db.example:5433/shop?sslmode=require"),
+    "postgresql://db.example:5433/shop",
+  );
+  assert.equal(source("postgres://a,b:6432/ü db"), "postgresql://a:5432/%C3%BC%20db");
+  assert.equal(source("postgresql:///app?host=/var/run/postgresql"), "postgresql://%2Fvar%2Frun%2Fpostgresql:5432/app");
+  assert.equal(source("postgresql://h/d", { "PGPROXY_B-UPSTREAM_CONFIG-CLOUDEVENTS_SOURCE": "/shops/1" }), "/shops/1");
+  assert.equal(source("postgresql://h/d", { "PGPROXY_B-UPSTREAM_CONFIG-FORMAT": "raw" }), undefined);
+});
