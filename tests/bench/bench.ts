@@ -13,6 +13,7 @@ import {
   startRabbitmq,
   startRedis,
 } from "../support/servers.ts";
+import { startWebhookReceiver } from "../support/webhook_receiver.ts";
 import { cpuMsOf } from "./process_figures.ts";
 import { ProgramHome } from "./program.ts";
 
@@ -38,6 +39,7 @@ const BROKERS = {
   rabbitmq: () => startRabbitmq({ erlangArgs: "" }),
   mosquitto: () => startMosquitto(),
   redis: () => startRedis(),
+  webhook: () => startWebhookReceiver(),
 } as const;
 
 export type BrokerName = keyof typeof BROKERS;

@@ -2,6 +2,7 @@
 
 import amqp from "amqplib";
 import { Redis } from "ioredis";
+import { acceptedBy, tellReceiver } from "../support/webhook_receiver.ts";
 import { type Bench, type BrokerName, untilIdle } from "./bench.ts";
 
 export interface UpstreamCase {
@@ -39,25 +40,33 @@ const CASES: Readonly<Record<string, CaseMaker>> = {
     finish: async () => {},
   }),
   "redis": redisCase,
+  "redis-stream": redisStreamCase,
   "mqtt-0": (bench, channel) => mqttCase(bench, channel, 0),
   "mqtt-1": (bench, channel) => mqttCase(bench, channel, 1),
   "amqp-exchange": (bench, channel) => amqpExchangeCase(bench, channel),
   "amqp-1": (bench, channel) => amqpQueueCase(bench, channel, 1),
   "amqp-2": (bench, channel) => amqpQueueCase(bench, channel, 2),
+  "webhook-100": (bench, channel) => webhookCase(bench, channel, "webhook-100", { batch: "100" }),
+  "webhook-8": (bench, channel) => webhookCase(bench, channel, "webhook-8", { concurrency: "8" }),
+  "webhook": (bench, channel) => webhookCase(bench, channel, "webhook", {}),
 };
 
-export const CASE_NAMES = Object.keys(CASES);
+/** With a request for each event, which takes minutes where the others take seconds: only when they are named. */
+const SLOW_CASES = ["webhook-8", "webhook"];
+
+/** Those that are measured by default. */
+export const CASE_NAMES = Object.keys(CASES).filter((name) => !SLOW_CASES.includes(name));
 
 export async function upstreamCase(bench: Bench, name: string, options: CaseOptions = {}): Promise<UpstreamCase> {
   const make = CASES[name];
-  if (make === undefined) throw new Error(`no upstream "${name}"; there are ${CASE_NAMES.join(", ")}`);
+  if (make === undefined) throw new Error(`no upstream "${name}"; there are ${Object.keys(CASES).join(", ")}`);
   return await make(bench, options.channel ?? "wal2json");
 }
 
 /** Those that the command line names; all of them by default. */
 export function wantedCases(bench: Bench, names: readonly string[] = CASE_NAMES): readonly string[] {
   const wanted = bench.settings.upstreams;
-  return wanted === undefined ? names : names.filter((name) => wanted.includes(name));
+  return wanted === undefined ? names : [...names, ...SLOW_CASES].filter((name) => wanted.includes(name));
 }
 
 async function redisCase(bench: Bench, channel: string): Promise<UpstreamCase> {
@@ -82,6 +91,59 @@ export async function redisPublished(uri: string): Promise<number> {
   } finally {
     client.disconnect();
   }
+}
+
+const STREAM = "bench stream";
+
+async function redisStreamCase(bench: Bench, channel: string): Promise<UpstreamCase> {
+  const { uri, pid } = await bench.broker("redis");
+  const withClient = async <T>(work: (client: Redis) => Promise<T>) => {
+    const client = new Redis(uri);
+    try {
+      return await work(client);
+    } finally {
+      client.disconnect();
+    }
+  };
+  const clear = async () => {
+    await withClient((client) => client.del(STREAM));
+    await untilIdle(pid);
+  };
+  return {
+    name: "redis-stream",
+    label: "Redis stream",
+    config: { kind: "redis", uri, bridge_channels: `${channel}->stream:${STREAM}` },
+    brokerPid: pid,
+    prepare: clear,
+    finish: async (events) => {
+      assertArrived("the stream", await withClient((client) => client.xlen(STREAM)), events);
+      await clear();
+    },
+  };
+}
+
+async function webhookCase(
+  bench: Bench,
+  channel: string,
+  name: string,
+  more: Readonly<Record<string, string>>,
+): Promise<UpstreamCase> {
+  const { uri, pid } = await bench.broker("webhook");
+  const described = Object.entries(more).map(([key, value]) => `, ${key} ${value}`).join("");
+  return {
+    name,
+    label: `webhook${described}`,
+    config: {
+      kind: "webhook",
+      allow_private_addresses: "true",
+      secret: `whsec_${Buffer.alloc(32, "bench").toString("base64")}`,
+      bridge_channels: `${channel}->url:${uri}/bench`,
+      ...more,
+    },
+    brokerPid: pid,
+    prepare: () => tellReceiver(uri, { recording: false }),
+    finish: async (events) => assertArrived("the receiver", await acceptedBy(uri), events),
+  };
 }
 
 async function mqttCase(bench: Bench, channel: string, qos: 0 | 1): Promise<UpstreamCase> {
@@ -162,7 +224,8 @@ function assertArrived(where: string, arrived: number, sent: number): void {
 /** The brokers that the cases need, so that slow ones can start meanwhile. */
 export function brokersOf(names: readonly string[]): BrokerName[] {
   const brokers: BrokerName[] = [];
-  if (names.includes("redis")) brokers.push("redis");
+  if (names.some((name) => name.startsWith("redis"))) brokers.push("redis");
+  if (names.some((name) => name.startsWith("webhook"))) brokers.push("webhook");
   if (names.some((name) => name.startsWith("mqtt"))) brokers.push("mosquitto");
   if (names.some((name) => name.startsWith("amqp"))) brokers.push("rabbitmq");
   return brokers;

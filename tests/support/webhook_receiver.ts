@@ -53,7 +53,7 @@ export interface WebhookReceiver extends Server {
   readonly recordFile: string;
   /** Replaces what was told before; also forgotten by `kill`. */
   behave(behaviour: Behaviour): Promise<void>;
-  /** Requests answered with 2xx since it started or was told to behave. */
+  /** Events in the requests that were answered with 2xx since it started or was told to behave. */
   accepted(): Promise<number>;
 }
 
@@ -105,15 +105,23 @@ class ReceiverProcess extends ServerProcess implements WebhookReceiver {
     this.recordFile = recordFile;
   }
 
-  async behave(behaviour: Behaviour): Promise<void> {
-    const response = await fetch(this.uri + CONTROL_PATH, { method: "PUT", body: JSON.stringify(behaviour) });
-    await response.arrayBuffer();
+  behave(behaviour: Behaviour): Promise<void> {
+    return tellReceiver(this.uri, behaviour);
   }
 
-  async accepted(): Promise<number> {
-    const { accepted } = await (await fetch(this.uri + CONTROL_PATH)).json();
-    return accepted;
+  accepted(): Promise<number> {
+    return acceptedBy(this.uri);
   }
+}
+
+export async function tellReceiver(uri: string, behaviour: Behaviour): Promise<void> {
+  const response = await fetch(uri + CONTROL_PATH, { method: "PUT", body: JSON.stringify(behaviour) });
+  await response.arrayBuffer();
+}
+
+export async function acceptedBy(uri: string): Promise<number> {
+  const { accepted } = await (await fetch(uri + CONTROL_PATH)).json();
+  return accepted;
 }
 
 function accepts(port: number): Promise<void> {

@@ -59,7 +59,7 @@ async function handle(request: IncomingMessage, response: ServerResponse): Promi
   // Before the answer: what was acknowledged is on record, whatever happens next.
   if (recording) appendFileSync(file, JSON.stringify(recorded) + "\n");
   if (rule?.delayMs !== undefined) await delay(rule.delayMs);
-  if (request.method === "POST" && status < 300) accepted++;
+  if (request.method === "POST" && status < 300) accepted += eventsIn(request);
   response.writeHead(status, rule?.headers ?? {});
   response.end(rule?.answer);
 }
@@ -67,6 +67,11 @@ async function handle(request: IncomingMessage, response: ServerResponse): Promi
 const onRequest = (request: IncomingMessage, response: ServerResponse) => {
   handle(request, response).catch(() => response.destroy());
 };
+
+/** Of a batch the id tells by how many events the first is followed. */
+function eventsIn({ headers }: IncomingMessage): number {
+  return 1 + Number(/\+(\d+)$/.exec(String(headers["webhook-id"] ?? ""))?.[1] ?? 0);
+}
 
 const server = tls === "" ? createServer(onRequest) : createTlsServer(tlsOptions(), onRequest);
 server.keepAliveTimeout = 60_000;
