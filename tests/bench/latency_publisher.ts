@@ -1,7 +1,7 @@
 /**
  * Publishes at a steady rate, without PostgreSQL: what the broker and the consumer take by themselves.
  *
- *   bun tests/bench/latency_publisher.ts redis|mqtt|amqp URI TARGET RATE SECONDS DELIVERY_MODE_OR_QOS
+ *   bun tests/bench/latency_publisher.ts redis|stream|mqtt|amqp|webhook URI TARGET RATE SECONDS DELIVERY_MODE_OR_QOS
  */
 
 import process from "node:process";
@@ -22,6 +22,15 @@ async function connect(): Promise<Publisher> {
   if (kind === "redis") {
     const client = new Redis(uri);
     return { publish: (message) => void client.publish(target, message), close: () => client.quit() };
+  }
+  if (kind === "stream") {
+    const client = new Redis(uri);
+    return { publish: (message) => void client.xadd(target, "*", "payload", message), close: () => client.quit() };
+  }
+  if (kind === "webhook") {
+    let last: Promise<unknown> = Promise.resolve();
+    const post = async (body: string) => void await (await fetch(uri, { method: "POST", body })).arrayBuffer();
+    return { publish: (message) => void (last = last.then(() => post(message))), close: () => last };
   }
   if (kind === "mqtt") {
     const client = await mqtt.connectAsync(uri);

@@ -2,6 +2,7 @@
 
 import amqp from "amqplib";
 import { Redis } from "ioredis";
+import { freePort } from "../support/servers.ts";
 import { acceptedBy, tellReceiver } from "../support/webhook_receiver.ts";
 import { type Bench, type BrokerName, untilIdle } from "./bench.ts";
 
@@ -49,13 +50,16 @@ const CASES: Readonly<Record<string, CaseMaker>> = {
   "webhook-100": (bench, channel) => webhookCase(bench, channel, "webhook-100", { batch: "100" }),
   "webhook-8": (bench, channel) => webhookCase(bench, channel, "webhook-8", { concurrency: "8" }),
   "webhook": (bench, channel) => webhookCase(bench, channel, "webhook", {}),
+  "webhook-latency": (_bench, channel) => webhookLatencyCase(channel),
 };
 
 /** With a request for each event, which takes minutes where the others take seconds: only when they are named. */
 const SLOW_CASES = ["webhook-8", "webhook"];
+/** Nobody listens there but the consumer of the section `latency`. */
+const LATENCY_CASES = ["webhook-latency"];
 
 /** Those that are measured by default. */
-export const CASE_NAMES = Object.keys(CASES).filter((name) => !SLOW_CASES.includes(name));
+export const CASE_NAMES = Object.keys(CASES).filter((name) => ![...SLOW_CASES, ...LATENCY_CASES].includes(name));
 
 export async function upstreamCase(bench: Bench, name: string, options: CaseOptions = {}): Promise<UpstreamCase> {
   const make = CASES[name];
@@ -93,7 +97,7 @@ export async function redisPublished(uri: string): Promise<number> {
   }
 }
 
-const STREAM = "bench stream";
+export const STREAM = "bench stream";
 
 async function redisStreamCase(bench: Bench, channel: string): Promise<UpstreamCase> {
   const { uri, pid } = await bench.broker("redis");
@@ -143,6 +147,21 @@ async function webhookCase(
     brokerPid: pid,
     prepare: () => tellReceiver(uri, { recording: false }),
     finish: async (events) => assertArrived("the receiver", await acceptedBy(uri), events),
+  };
+}
+
+async function webhookLatencyCase(channel: string): Promise<UpstreamCase> {
+  return {
+    name: "webhook-latency",
+    label: "webhook",
+    config: {
+      kind: "webhook",
+      allow_private_addresses: "true",
+      bridge_channels: `${channel}->url:http://127.0.0.1:${await freePort()}/`,
+    },
+    brokerPid: undefined,
+    prepare: async () => {},
+    finish: async () => {},
   };
 }
 
@@ -225,7 +244,7 @@ function assertArrived(where: string, arrived: number, sent: number): void {
 export function brokersOf(names: readonly string[]): BrokerName[] {
   const brokers: BrokerName[] = [];
   if (names.some((name) => name.startsWith("redis"))) brokers.push("redis");
-  if (names.some((name) => name.startsWith("webhook"))) brokers.push("webhook");
+  if (names.some((name) => name.startsWith("webhook") && !LATENCY_CASES.includes(name))) brokers.push("webhook");
   if (names.some((name) => name.startsWith("mqtt"))) brokers.push("mosquitto");
   if (names.some((name) => name.startsWith("amqp"))) brokers.push("rabbitmq");
   return brokers;
