@@ -3,9 +3,9 @@
  * every runtime, TLS with certificates of one's own.
  */
 
-import { lookup, type LookupAddress, type LookupOptions } from "node:dns";
-import { Agent as HttpAgent, type ClientRequest, type IncomingMessage, request as httpRequest } from "node:http";
-import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
+import type { LookupAddress, LookupOptions } from "node:dns";
+import type { Agent as HttpAgent, ClientRequest, IncomingMessage } from "node:http";
+import type { Agent as HttpsAgent } from "node:https";
 import { isIP } from "node:net";
 import type { TlsConfig } from "../config/config.ts";
 import { PermanentError, TransientError } from "../core/errors.ts";
@@ -37,26 +37,38 @@ export interface HttpClientOptions {
   readonly allowPrivateAddresses: boolean;
 }
 
+/**
+ * Loaded when a webhook is configured: in the executable, imports at the top of a module are loaded at its start, whether
+ * the module is used or not.
+ */
+async function loadModules() {
+  const [dns, http, https] = await Promise.all([import("node:dns"), import("node:http"), import("node:https")]);
+  return { dns, http, https };
+}
+type Modules = Awaited<ReturnType<typeof loadModules>>;
+
 type Done = (result: HttpAnswer | Error) => void;
 
 export class HttpClient {
   readonly #options: HttpClientOptions;
   readonly #tls: TlsOptions;
+  readonly #modules: Modules;
   readonly #http: HttpAgent;
   readonly #https: HttpsAgent;
   readonly #pending = new Set<ClientRequest>();
 
-  private constructor(options: HttpClientOptions, tls: TlsOptions) {
+  private constructor(options: HttpClientOptions, tls: TlsOptions, modules: Modules) {
     this.#options = options;
     this.#tls = tls;
+    this.#modules = modules;
     const agent = { keepAlive: true, maxSockets: options.maxConnections, noDelay: true };
-    this.#http = new HttpAgent(agent);
-    this.#https = new HttpsAgent(agent);
+    this.#http = new modules.http.Agent(agent);
+    this.#https = new modules.https.Agent(agent);
   }
 
   /** Throws PermanentError where a file for TLS cannot be read. */
   static async create(options: HttpClientOptions): Promise<HttpClient> {
-    return new HttpClient(options, await tlsOptions(options.tls, ""));
+    return new HttpClient(options, await tlsOptions(options.tls, ""), await loadModules());
   }
 
   /**
@@ -78,8 +90,8 @@ export class HttpClient {
     };
     const isSecure = url.protocol === "https:";
     const made = isSecure
-      ? httpsRequest({ ...options, ...this.#tls, ...serverName(host), agent: this.#https })
-      : httpRequest({ ...options, agent: this.#http });
+      ? this.#modules.https.request({ ...options, ...this.#tls, ...serverName(host), agent: this.#https })
+      : this.#modules.http.request({ ...options, agent: this.#http });
     this.#pending.add(made);
     this.#follow(made, done);
     made.end(body);
@@ -111,7 +123,7 @@ export class HttpClient {
 
   /** Every address of the name is checked, and one of the checked addresses is then connected to. */
   #lookup(name: string, options: LookupOptions, found: Found): void {
-    lookup(name, { ...options, all: true }, (error, addresses) => {
+    this.#modules.dns.lookup(name, { ...options, all: true }, (error, addresses) => {
       if (error !== null) return found(error, []);
       const fault = this.#addressFault(name, addresses.map(({ address }) => address));
       if (fault !== undefined) return found(fault, []);
