@@ -153,9 +153,11 @@ async function webhookCase(
 async function webhookLatencyCase(channel: string): Promise<UpstreamCase> {
   return {
     name: "webhook-latency",
-    label: "webhook",
+    label: "webhook, without BEGIN and COMMIT",
     config: {
       kind: "webhook",
+      // A request for each of them would come to three for a tick.
+      wal2json_params: `"format-version" '2', "include-types" '0', "include-transaction" '0'`,
       allow_private_addresses: "true",
       bridge_channels: `${channel}->url:http://127.0.0.1:${await freePort()}/`,
     },

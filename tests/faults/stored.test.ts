@@ -47,7 +47,7 @@ async function webhookStore(scope: Scope, more: Readonly<Record<string, string>>
     keys: (relayed) => ({
       kind: "webhook",
       allow_private_addresses: "true",
-      request_timeout: "2",
+      request_timeout: "1",
       bridge_channels: `wal2json->${target(relayed)}, ${MESSAGE_CHANNEL}->${target(relayed)}`,
       ...more,
     }),
@@ -184,7 +184,7 @@ async function finish(
 scenario("webhook: the program killed, the receiver killed, frozen and failing, connections cut", async (scope) => {
   const { server, store } = await webhookStore(scope);
   const trial = await startTrial(scope, store);
-  const proxy = await killOften(trial, 6);
+  const proxy = await killOften(trial, 5);
   await server.kill();
   await server.start();
   await flows(trial);
@@ -196,7 +196,7 @@ scenario("webhook: the program killed, the receiver killed, frozen and failing, 
   await delay(300);
   await flows(trial);
   server.freeze();
-  await delay(2_500);
+  await delay(1_500);
   server.thaw();
   await flows(trial);
   trial.relay.refuse();
