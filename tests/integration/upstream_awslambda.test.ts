@@ -44,7 +44,7 @@ upstreamContract({
   config: (uri) => config(uri),
   consume: async () => await consumeLambda(await lambda),
   keyOf: ({ routingKey }) => routingKey,
-  volume: 600,
+  volume: 300,
   carries,
   clientCertificateConfig: undefined,
   refusedLogin: async () => {

@@ -38,7 +38,7 @@ upstreamContract({
   config: (uri) => config(uri),
   consume: (uri) => consumeSqs(uri, "contract"),
   keyOf: ({ routingKey }) => routingKey,
-  volume: 600,
+  volume: 300,
   carries: (event) => carriesText(event, MAX_BYTES),
   clientCertificateConfig: undefined,
   refusedLogin: async () => {

@@ -45,7 +45,7 @@ upstreamContract({
   config: (uri) => config(uri),
   consume: (uri) => consumeSqs(uri, TARGET.name),
   keyOf: ({ routingKey }) => routingKey,
-  volume: 600,
+  volume: 300,
   carries: (event) => carriesText(event, MAX_BYTES),
   clientCertificateConfig: undefined,
   refusedLogin: async () => {
