@@ -8,6 +8,7 @@ import { CreateTopicCommand, SNSClient, SubscribeCommand } from "@aws-sdk/client
 import {
   CreateQueueCommand,
   DeleteMessageBatchCommand,
+  GetQueueAttributesCommand,
   type Message as SqsMessageData,
   ReceiveMessageCommand,
   SQSClient,
@@ -94,6 +95,20 @@ export async function createQueue(uri: string, name: string): Promise<void> {
   client.destroy();
 }
 
+/** How many messages wait in the queue. */
+export async function countMessages(uri: string, name: string): Promise<number> {
+  const client = new SQSClient(clientOptions(uri));
+  const { Attributes } = await client.send(
+    new GetQueueAttributesCommand({ QueueUrl: queueUrl(uri, name), AttributeNames: ["ApproximateNumberOfMessages"] }),
+  );
+  client.destroy();
+  return Number(Attributes?.ApproximateNumberOfMessages);
+}
+
+function queueUrl(uri: string, name: string): string {
+  return `${uri.replace("aws://", "http://")}/${ACCOUNT}/${name}`;
+}
+
 /** A topic and a queue of the same name that gets its messages as they were published. Returns the topic's ARN. */
 export async function createTopic(uri: string, name: string): Promise<string> {
   await createQueue(uri, name);
@@ -131,7 +146,7 @@ export function consumeSqs(
 ): Promise<Consumer<SqsMessage>> {
   const recorder = new Recorder<SqsMessage>(`SQS ${queue}`, onMessage);
   const client = new SQSClient({ ...clientOptions(uri), maxAttempts: 1 });
-  const url = `${uri.replace("aws://", "http://")}/${ACCOUNT}/${queue}`;
+  const url = queueUrl(uri, queue);
   const closing = new AbortController();
   const running = (async () => {
     while (!closing.signal.aborted) {
