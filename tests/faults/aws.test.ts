@@ -26,7 +26,7 @@ import { between, randomFrom } from "./random.ts";
 import { type Arrival, complaints, judge, summary } from "./verdict.ts";
 import { createTables, Writers } from "./writers.ts";
 
-const KILLS = 4;
+const KILLS = 3;
 /** Longer than what is written between two faults takes to be sent. */
 const FROZEN_MS = 1_500;
 const QUEUE = "from-sqs";
@@ -85,7 +85,7 @@ scenario("awssqs, awssns, awslambda: the program killed, their servers killed an
     ...upstreamEnv("LAMBDA", "awslambda", lambda.uri, "function:on-event"),
   });
   let proxy = await trial.start();
-  const writers = Writers.start(uri, { sessions: 1, pauseMs: 400 });
+  const writers = Writers.start(uri, { sessions: 1, pauseMs: 800 });
   scope.defer(() => writers.stop());
   await trial.flows();
   const random = randomFrom(11);
