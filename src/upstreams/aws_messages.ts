@@ -13,12 +13,12 @@ export interface MessageAttribute {
   StringValue: string;
 }
 
-/** The properties of a message, as SQS and SNS take them. */
-export function attributesOf(event: Event): Record<string, MessageAttribute> {
+/** The properties of a message, as SQS and SNS take them; `type` is its content type. */
+export function attributesOf(event: Event, type = contentType(event)): Record<string, MessageAttribute> {
   const attributes: Record<string, MessageAttribute> = {
     id: { DataType: "String", StringValue: event.id },
     type: { DataType: "String", StringValue: event.type },
-    content_type: { DataType: "String", StringValue: contentType(event) },
+    content_type: { DataType: "String", StringValue: type },
     timestamp: { DataType: "Number", StringValue: String(event.receivedAtMs) },
   };
   // A value must not be empty.
@@ -27,9 +27,9 @@ export function attributesOf(event: Event): Record<string, MessageAttribute> {
 }
 
 /** Names, types and values count towards the size of a message (SQS developer guide, "Amazon SQS message metadata"). */
-function attributesBytes(event: Event): number {
+function attributesBytes(event: Event, type?: string): number {
   let bytes = 0;
-  for (const [name, { DataType, StringValue }] of Object.entries(attributesOf(event))) {
+  for (const [name, { DataType, StringValue }] of Object.entries(attributesOf(event, type))) {
     bytes += name.length + DataType.length + Buffer.byteLength(StringValue);
   }
   return bytes;
@@ -39,10 +39,10 @@ function attributesBytes(event: Event): number {
 const FORBIDDEN = /[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\u{10000}-\u{10FFFF}]/u;
 
 /** What the message and its attributes add up to, or the reason why a service that takes text cannot carry it. */
-export function measureText(event: Event, maxBytes: number): number | string {
+export function measureText(event: Event, maxBytes: number, type?: string): number | string {
   const { payload, routingKey } = event;
   if (payload.length === 0) return "it is empty, and a message must have at least one character";
-  const bytes = payload.length + attributesBytes(event);
+  const bytes = payload.length + attributesBytes(event, type);
   if (bytes > maxBytes) return `it has ${bytes} bytes with its attributes; the limit is ${maxBytes}`;
   const buffer = bufferOf(payload);
   if (!isUtf8(buffer)) return "it is not UTF-8";

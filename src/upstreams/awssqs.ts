@@ -8,6 +8,7 @@ import {
   SQSClient,
 } from "@aws-sdk/client-sqs";
 import type { AwsSqsConfig } from "../config/config.ts";
+import { CLOUDEVENTS_CONTENT_TYPE } from "../core/cloudevents.ts";
 import type { Event } from "../core/event.ts";
 import type { Delivery } from "../core/upstream.ts";
 import { type AwsTarget, AwsUpstream, type ClientOptions, type MessageFault } from "./aws.ts";
@@ -19,8 +20,12 @@ const MAX_BYTES = 1_048_576;
 export class AwsSqsUpstream extends AwsUpstream<SQSClient> {
   readonly kind = "awssqs";
 
+  /** Undefined: that of the event. */
+  readonly #contentType: string | undefined;
+
   constructor(config: AwsSqsConfig) {
     super(config, "Amazon SQS", "sqs:GetQueueUrl, sqs:GetQueueAttributes and sqs:SendMessage");
+    this.#contentType = config.cloudEventsSource === undefined ? undefined : CLOUDEVENTS_CONTENT_TYPE;
   }
 
   protected override makeClient(options: ClientOptions): SQSClient {
@@ -38,7 +43,7 @@ export class AwsSqsUpstream extends AwsUpstream<SQSClient> {
       options,
     );
     const maxBytes = Number(Attributes?.MaximumMessageSize ?? MAX_BYTES);
-    return new Queue(client, url ?? name, maxBytes);
+    return new Queue(client, url ?? name, maxBytes, this.#contentType);
   }
 }
 
@@ -49,23 +54,25 @@ class Queue implements AwsTarget {
   readonly #url: string;
   readonly #maxBytes: number;
   readonly #fifo: boolean;
+  readonly #contentType: string | undefined;
 
-  constructor(client: SQSClient, url: string, maxBytes: number) {
+  constructor(client: SQSClient, url: string, maxBytes: number, contentType: string | undefined) {
     this.#client = client;
     this.#url = url;
     this.#maxBytes = maxBytes;
+    this.#contentType = contentType;
     this.#fifo = url.endsWith(".fifo");
   }
 
   measure(event: Event): number | string {
-    return measureText(event, this.#maxBytes);
+    return measureText(event, this.#maxBytes, this.#contentType);
   }
 
   async send(deliveries: readonly Delivery[], abortSignal: AbortSignal): Promise<(MessageFault | undefined)[]> {
     const entries = deliveries.map(({ event }, i): SendMessageBatchRequestEntry => ({
       Id: String(i),
       MessageBody: textOf(event),
-      MessageAttributes: attributesOf(event),
+      MessageAttributes: attributesOf(event, this.#contentType),
       ...(this.#fifo ? fifoIds(event) : {}),
     }));
     const command = new SendMessageBatchCommand({ QueueUrl: this.#url, Entries: entries });

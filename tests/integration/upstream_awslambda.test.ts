@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { isUtf8 } from "node:buffer";
 import { after, test } from "node:test";
 import type { AwsLambdaConfig } from "../../src/config/config.ts";
+import { structuredEvent } from "../../src/core/cloudevents.ts";
 import { PermanentError } from "../../src/core/errors.ts";
 import { AWS_ENV, consumeLambda, startLambda, useAwsCredentials } from "../support/aws_servers.ts";
 import { RunningLane } from "../support/running_lane.ts";
@@ -76,6 +77,19 @@ test("awslambda: the function gets id, type, channel and key; its name may be an
     routing_key: "",
     payload: `say "hi"\n`,
   });
+  await lane.close();
+  await consumer.close();
+});
+
+test("awslambda: a CloudEvent is the function's input as it is", TIMEOUT, async () => {
+  const server = await lambda;
+  const consumer = await consumeLambda(server);
+  const lane = await TestLane.open(config(server.uri, { cloudEventsSource: "/shop" }), [TARGET]);
+  const event = structuredEvent(walEvent(`{"action":"I"}`), "/shop");
+  lane.send(TARGET, event);
+  await lane.answered();
+  const [invocation] = await consumer.waitFor(1);
+  assert.equal(invocation!.input, String(event.payload));
   await lane.close();
   await consumer.close();
 });

@@ -3,6 +3,7 @@ import process from "node:process";
 import { after, test } from "node:test";
 import type { AwsSqsConfig } from "../../src/config/config.ts";
 import { ChannelRejectedError, PermanentError, TransientError } from "../../src/core/errors.ts";
+import { structuredEvent } from "../../src/core/cloudevents.ts";
 import { AwsGate } from "../support/aws_gate.ts";
 import {
   AWS_ENV,
@@ -88,6 +89,21 @@ test("awssqs: messages carry their properties as attributes", TIMEOUT, async () 
   });
   assert.equal(second!.attributes["content_type"], "text/plain; charset=utf-8");
   assert.ok(!("routing_key" in second!.attributes));
+  await lane.close();
+  await consumer.close();
+});
+
+test("awssqs: a CloudEvent says in its attributes what it is", TIMEOUT, async () => {
+  const { uri, target } = await queue("cloudevents");
+  const consumer = await consumeSqs(uri, target.name);
+  const lane = await TestLane.open(config(uri, { cloudEventsSource: "/shop" }), [target]);
+  // The lane is given events in this form.
+  const event = structuredEvent(walEvent(`{"action":"I"}`), "/shop");
+  lane.send(target, event);
+  await lane.answered();
+  const [message] = await consumer.waitFor(1);
+  assert.equal(message!.attributes["content_type"], "application/cloudevents+json");
+  assert.equal(JSON.parse(message!.text).id, event.id);
   await lane.close();
   await consumer.close();
 });
