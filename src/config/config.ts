@@ -117,5 +117,32 @@ export interface WebhookConfig extends UpstreamCommon {
   readonly tls: TlsConfig;
 }
 
-export type UpstreamConfig = AmqpConfig | MqttConfig | RedisConfig | StdoutConfig | WebhookConfig;
+interface AwsCommon extends UpstreamCommon {
+  readonly uri: string;
+  /** Requests at a time for a target; with more than 1 the order is kept per table or routing key. */
+  readonly concurrency: number;
+}
+
+export interface AwsSnsConfig extends AwsCommon {
+  readonly kind: "awssns";
+}
+
+export interface AwsSqsConfig extends AwsCommon {
+  readonly kind: "awssqs";
+}
+
+export interface AwsLambdaConfig extends AwsCommon {
+  readonly kind: "awslambda";
+  readonly invocationType: "Event" | "RequestResponse";
+}
+
+export type UpstreamConfig =
+  | AmqpConfig
+  | MqttConfig
+  | RedisConfig
+  | StdoutConfig
+  | WebhookConfig
+  | AwsSnsConfig
+  | AwsSqsConfig
+  | AwsLambdaConfig;
 export type UpstreamKind = UpstreamConfig["kind"];

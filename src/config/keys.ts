@@ -43,6 +43,30 @@ export const KINDS: Readonly<Record<UpstreamKind, KindSpec>> = {
     exampleBindings: "events->topic:events, wal2json->stream:wal",
     text: "Redis: `topic` is pub/sub, `stream` is stored",
   },
+  awssns: {
+    schemes: ["aws"],
+    tlsSchemes: [],
+    targetTypes: ["topic"],
+    exampleUri: "aws://eu-west-2",
+    exampleBindings: "events->topic:arn:aws:sns:eu-west-2:123456789012:events",
+    text: "Amazon SNS, standard and FIFO topics",
+  },
+  awssqs: {
+    schemes: ["aws"],
+    tlsSchemes: [],
+    targetTypes: ["queue"],
+    exampleUri: "aws://eu-west-2",
+    exampleBindings: "events->queue:events, wal2json->queue:changes.fifo",
+    text: "Amazon SQS, standard and FIFO queues",
+  },
+  awslambda: {
+    schemes: ["aws"],
+    tlsSchemes: [],
+    targetTypes: ["function"],
+    exampleUri: "aws://eu-west-2",
+    exampleBindings: "events->function:on-event",
+    text: "AWS Lambda functions",
+  },
   stdout: {
     schemes: [],
     tlsSchemes: [],
@@ -126,6 +150,7 @@ export type KeySpec = DatabaseKey | UpstreamKey | LogKey;
 const NETWORK_KINDS = ["amqp", "mqtt", "redis"] as const;
 /** Those whose TLS the `*_file` keys are for. */
 const TLS_KINDS = ["amqp", "mqtt", "redis", "webhook"] as const;
+const AWS_KINDS = ["awssns", "awssqs", "awslambda"] as const;
 
 export const KEYS = [
   {
@@ -192,7 +217,7 @@ export const KEYS = [
     name: "kind",
     bridgeName: "upstream",
     type: "choice",
-    allowed: ["amqp", "mqtt", "redis", "stdout", "webhook"],
+    allowed: ["amqp", "mqtt", "redis", "awssns", "awssqs", "awslambda", "stdout", "webhook"],
     required: true,
     example: "amqp",
     text: "Where the events go",
@@ -201,9 +226,9 @@ export const KEYS = [
     section: "upstream",
     name: "uri",
     type: "broker_uri",
-    kinds: NETWORK_KINDS,
+    kinds: [...NETWORK_KINDS, ...AWS_KINDS],
     required: true,
-    text: "Address of the broker; special characters in user and password are percent-encoded",
+    text: "Address of the broker; special characters in user and password are percent-encoded. AWS: `aws://REGION`",
   },
   {
     section: "upstream",
@@ -353,7 +378,7 @@ export const KEYS = [
     max: 256,
     unit: "requests",
     default: "1",
-    kinds: ["webhook"],
+    kinds: ["webhook", ...AWS_KINDS],
     text: "Requests at a time; with more than 1 order is kept per table or routing key, not over all",
   },
   {
@@ -434,6 +459,15 @@ export const KEYS = [
     default: "4",
     kinds: ["mqtt"],
     text: "`4` is MQTT 3.1.1, `5` is MQTT 5",
+  },
+  {
+    section: "upstream",
+    name: "invocation_type",
+    type: "choice",
+    allowed: ["Event", "RequestResponse"],
+    default: "Event",
+    kinds: ["awslambda"],
+    text: "`Event` hands the event to Lambda's own queue, `RequestResponse` waits for the function",
   },
   {
     section: "upstream",

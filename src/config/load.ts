@@ -230,6 +230,15 @@ function buildUpstream(
       const own = asValues<UpstreamValues<"redis">>(values);
       return { kind, ...common, uri: own.uri, maxlen: own.maxlen, tls: tlsOf(own) };
     }
+    case "awssns":
+    case "awssqs": {
+      const own = asValues<UpstreamValues<"awssqs">>(values);
+      return { kind, ...common, uri: own.uri, concurrency: own.concurrency };
+    }
+    case "awslambda": {
+      const own = asValues<UpstreamValues<"awslambda">>(values);
+      return { kind, ...common, uri: own.uri, concurrency: own.concurrency, invocationType: own.invocation_type };
+    }
     case "stdout":
       return { kind, ...common };
     case "webhook": {

@@ -2,6 +2,7 @@
 
 import { Buffer } from "node:buffer";
 import { type Clean, SUBSTITUTE } from "../core/target_template.ts";
+import { type AwsKind, awsTargetProblem } from "./aws.ts";
 import type { UpstreamKind } from "./config.ts";
 
 export interface TargetRule {
@@ -38,7 +39,16 @@ export const TARGET_RULES: Readonly<Record<UpstreamKind, TargetRule>> = {
   redis: { clean: unchanged, problem: () => undefined },
   stdout: { clean: unchanged, problem: () => undefined },
   webhook: { clean: pathSegment, problem: urlProblem },
+  awssns: { clean: unchanged, problem: awsProblem("awssns") },
+  awssqs: { clean: unchanged, problem: awsProblem("awssqs") },
+  awslambda: { clean: unchanged, problem: awsProblem("awslambda") },
 };
+
+/** Each queue, topic or function is asked for at the start, before any event could fill its name in. */
+function awsProblem(kind: AwsKind): TargetRule["problem"] {
+  return (name, template) =>
+    name === template ? awsTargetProblem(kind, name) : `placeholders are not supported for ${kind}; write a fixed name`;
+}
 
 /** A value never becomes more than one segment of a path, or one parameter of a query. */
 function pathSegment(value: string): string {

@@ -3,6 +3,7 @@
 import { WAL_CHANNEL } from "../core/event.ts";
 import { errorText } from "../core/errors.ts";
 import { bracedNames, PLACEHOLDERS, sampleTargetName, WAL_PLACEHOLDERS } from "../core/target_template.ts";
+import { awsTargetProblem, isAwsKind, readAwsUri } from "./aws.ts";
 import { formatBinding } from "./bridge_channels.ts";
 import type { Binding, UpstreamConfig, UpstreamKind } from "./config.ts";
 import { KEYS, type KeySpec, KINDS, type Value } from "./keys.ts";
@@ -29,7 +30,7 @@ export function checkUpstream(
   const bindings = section.values.get("bridge_channels");
   if (Array.isArray(bindings)) {
     (bindings as readonly Binding[]).forEach((binding, index) => {
-      const problem = bindingProblem(kind, binding);
+      const problem = bindingProblem(kind, binding) ?? regionProblem(kind, binding, textOf(section.values, "uri"));
       if (problem !== undefined) {
         report("bridge_channels", `item ${index + 1} ${JSON.stringify(formatBinding(binding))}: ${problem}`);
       }
@@ -53,8 +54,21 @@ function checkUri(kind: UpstreamKind, section: SectionValues, report: Report): v
   const uri = textOf(section.values, "uri");
   if (uri === undefined) return;
   const { schemes, tlsSchemes } = KINDS[kind];
-  const problem = brokerUriProblem(uri, [...schemes, ...tlsSchemes]);
+  const problem = brokerUriProblem(uri, [...schemes, ...tlsSchemes]) ?? awsUriProblem(kind, uri);
   if (problem !== undefined) report("uri", `${JSON.stringify(maskUri(uri))} ${problem}`);
+}
+
+function awsUriProblem(kind: UpstreamKind, uri: string): string | undefined {
+  const address = isAwsKind(kind) ? readAwsUri(uri) : undefined;
+  return typeof address === "string" ? address : undefined;
+}
+
+function regionProblem(kind: UpstreamKind, { target }: Binding, uri: string | undefined): string | undefined {
+  if (!isAwsKind(kind)) return undefined;
+  const address = readAwsUri(uri ?? "");
+  // An emulator may have topics of any region.
+  if (typeof address === "string" || address.endpoint !== undefined) return undefined;
+  return awsTargetProblem(kind, target.name, address.region);
 }
 
 const TLS_KEYS = (KEYS as readonly KeySpec[]).filter((spec) => spec.section === "upstream" && spec.tls === true);

@@ -82,7 +82,7 @@ function scalar(spec: KeySpec, text: string): Value | undefined {
         boolean | undefined
       >)[text];
     case "choice":
-      return spec.allowed?.find((allowed) => String(allowed) === text);
+      return spec.allowed?.find((allowed) => String(allowed).toLowerCase() === text);
     case "integer":
       return /^\d{1,15}$/.test(text) ? inRange(spec, Number(text)) : undefined;
     case "bytes":

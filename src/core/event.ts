@@ -35,3 +35,11 @@ export const APPLICATION_NAME = "pg-event-proxy";
 export function contentType(event: Pick<Event, "json">): string {
   return event.json ? "application/json" : "text/plain; charset=utf-8";
 }
+
+/**
+ * What must keep its order where not everything does: of row changes those of a table, so that the update of a row does
+ * not overtake its insertion; of notifications those with a routing key.
+ */
+export function orderKey({ type, routingKey }: Event): string {
+  return type === "wal" ? routingKey.slice(0, Math.max(0, routingKey.lastIndexOf("."))) : routingKey;
+}

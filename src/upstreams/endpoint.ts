@@ -22,6 +22,9 @@ export interface Endpoint {
   readonly text: string;
 }
 
+/** What messages say of an endpoint. */
+export type Address = Pick<Endpoint, "text">;
+
 /**
  * Reads `scheme://user:password@host:port/path?query` (RFC 3986). `defaultPorts` maps the schemes allowed to their ports.
  * Throws PermanentError, which never shows the URI since it may hold a password.
@@ -83,7 +86,7 @@ const NOT_TLS_TEXTS = /wrong[ _]version[ _]number|InvalidContentType|packet[ _]l
  * mends, otherwise transient. `product` is the server's name: `RabbitMQ`. The error itself is not kept as the cause, since
  * some libraries hang the command on it that failed, password included.
  */
-export function connectError(product: string, endpoint: Endpoint, error: unknown): OperatorError {
+export function connectError(product: string, endpoint: Address, error: unknown): OperatorError {
   if (error instanceof OperatorError) return error;
   const text = errorText(error);
   const code = String((error as { code?: unknown } | null)?.code ?? "");
@@ -106,7 +109,7 @@ export function connectError(product: string, endpoint: Endpoint, error: unknown
 }
 
 /** The error for a server that was reached, or not even that, and did not let the session in in time. */
-export function connectTimeout(product: string, endpoint: Endpoint): TransientError {
+export function connectTimeout(product: string, endpoint: Address): TransientError {
   return new TransientError(
     `cannot connect to ${product} at ${endpoint.text}: no answer within ${CONNECT_TIMEOUT_MS / 1000} s`,
   );
@@ -118,7 +121,7 @@ export function connectTimeout(product: string, endpoint: Endpoint): TransientEr
  */
 export async function attemptConnect<T>(
   product: string,
-  endpoint: Endpoint,
+  endpoint: Address,
   signal: AbortSignal,
   attempt: () => Promise<T>,
   destroy: () => void,

@@ -12,6 +12,12 @@ export async function createUpstream(config: UpstreamConfig): Promise<Upstream> 
       return new (await import("./mqtt.ts")).MqttUpstream(config);
     case "redis":
       return new (await import("./redis.ts")).RedisUpstream(config);
+    case "awssns":
+      return new (await import("./awssns.ts")).AwsSnsUpstream(config);
+    case "awssqs":
+      return new (await import("./awssqs.ts")).AwsSqsUpstream(config);
+    case "awslambda":
+      return new (await import("./awslambda.ts")).AwsLambdaUpstream(config);
     case "stdout":
       return new (await import("./stdout.ts")).StdoutUpstream(config);
     case "webhook":

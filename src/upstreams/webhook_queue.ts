@@ -1,5 +1,6 @@
 /** The events that wait for a request, in chains: within one the order is kept, chains go side by side. */
 
+import { orderKey } from "../core/event.ts";
 import type { Delivery } from "../core/upstream.ts";
 
 /** Events that must follow each other. */
@@ -62,11 +63,6 @@ export class WebhookQueue {
   }
 }
 
-/**
- * Of row changes the table, so that the update of a row does not overtake its insertion; of notifications the routing key.
- */
 function chainKey({ event, target }: Delivery): string {
-  const { type, routingKey } = event;
-  const key = type === "wal" ? routingKey.slice(0, Math.max(0, routingKey.lastIndexOf("."))) : routingKey;
-  return `${target.name} ${key}`;
+  return `${target.name} ${orderKey(event)}`;
 }

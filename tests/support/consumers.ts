@@ -279,7 +279,7 @@ type StreamReply =
   | ReadonlyArray<readonly [Buffer, ReadonlyArray<readonly [id: Buffer, fields: readonly Buffer[]]>]>
   | null;
 
-function recorded(key: string, payload: Buffer): Message {
+export function recorded(key: string, payload: Buffer): Message {
   const receivedAtMs = performance.timeOrigin + performance.now();
   return {
     key,

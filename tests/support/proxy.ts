@@ -260,8 +260,13 @@ export function programCommand(runtime: ProxyRuntime): string[] {
     case "bun":
       return [runtimeProgram("bun"), "run", main];
     case "deno":
-      return [runtimeProgram("deno"), "run", "--quiet", "-A", "--config", join(ROOT_DIR, "deno.json"), main];
+      return denoCommand(main);
   }
+}
+
+/** The command that runs a script of this project under Deno, whatever runs the tests. */
+export function denoCommand(script: string): string[] {
+  return [runtimeProgram("deno"), "run", "--quiet", "-A", "--config", join(ROOT_DIR, "deno.json"), script];
 }
 
 function executable(): string | undefined {
@@ -276,7 +281,7 @@ function runtimeProgram(runtime: "bun" | "deno"): string {
 }
 
 /** Nothing of the caller's environment that the program could take for its configuration. */
-function runtimeEnvironment(runtime: ProxyRuntime): Record<string, string> {
+export function runtimeEnvironment(runtime: ProxyRuntime): Record<string, string> {
   const path = process.env.PATH ?? "/usr/bin:/bin";
   const home = homedir();
   switch (runtime) {

@@ -45,12 +45,12 @@ const IN_ENVIRONMENT: Array<[base: Env, faults: Env, problem: string]> = [
   [
     AMQP,
     { "PGPROXY_LOCAL-UPSTREAM": "ampq" },
-    'PGPROXY_LOCAL-UPSTREAM: "ampq" is not allowed; allowed: amqp, mqtt, redis, stdout, webhook; did you mean amqp?',
+    'PGPROXY_LOCAL-UPSTREAM: "ampq" is not allowed; allowed: amqp, mqtt, redis, awssns, awssqs, awslambda, stdout, webhook; did you mean amqp?',
   ],
   [
     AMQP,
     { "PGPROXY_LOCAL-UPSTREAM": "kafka" },
-    'PGPROXY_LOCAL-UPSTREAM: "kafka" is not allowed; allowed: amqp, mqtt, redis, stdout, webhook',
+    'PGPROXY_LOCAL-UPSTREAM: "kafka" is not allowed; allowed: amqp, mqtt, redis, awssns, awssqs, awslambda, stdout, webhook',
   ],
   [
     AMQP,
@@ -286,7 +286,7 @@ bridge_channels=wal2json->topic:t
 /** Whole files: exactly these lines. */
 const IN_FILE: Array<[name: string, ini: string, problems: string[]]> = [
   ["a wrong value", VALID_INI.replace("=amqp\n", "=ampq\n"), [
-    'config.ini [Local] upstream: "ampq" is not allowed; allowed: amqp, mqtt, redis, stdout, webhook; did you mean amqp?',
+    'config.ini [Local] upstream: "ampq" is not allowed; allowed: amqp, mqtt, redis, awssns, awssqs, awslambda, stdout, webhook; did you mean amqp?',
   ]],
   ["a misspelt key", VALID_INI.replace("upstream=", "Upstraem="), [
     "config.ini [Local] Upstraem: unknown key; did you mean config.ini [local] upstream?",
