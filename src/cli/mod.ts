@@ -34,6 +34,12 @@ function report(error: unknown): number {
   return EXIT_FAILED;
 }
 
+/** Exits when what was written to standard output has gone into its pipe. */
+async function exit(code: number): Promise<never> {
+  await new Promise<void>((resolve) => process.stdout.write("", () => resolve()));
+  process.exit(code);
+}
+
 interface FileOption {
   readonly config?: string;
 }
@@ -41,6 +47,12 @@ interface FileOption {
 interface SqlOptions extends FileOption {
   readonly install?: boolean;
   readonly role?: string;
+}
+
+interface CheckCliOptions extends FileOption {
+  readonly json?: boolean;
+  readonly send?: boolean;
+  readonly key: string;
 }
 
 function makeProgram(): Command {
@@ -89,6 +101,27 @@ function makeProgram(): Command {
         ...(options.role === undefined ? {} : { role: options.role }),
         write: (text) => process.stdout.write(text),
       });
+    });
+
+  program.command("check")
+    .description("go through everything that a run needs, and tell what is missing and how to mend it")
+    .argument("[config.ini]")
+    .option("-c, --config <file>", "the same")
+    .option("--json", "print one JSON document")
+    .option("--send", "publish one message to each target, which its consumers see")
+    .option("--key <key>", "the routing key of that message for channels", "")
+    .action(async (file: string | undefined, options: CheckCliOptions) => {
+      const { checkCommand } = await import("./check.ts");
+      const { json = false, send = false, key } = options;
+      await exit(
+        await checkCommand({
+          ...source(file, options),
+          json,
+          send,
+          key,
+          write: (text) => process.stdout.write(text),
+        }),
+      );
     });
 
   program.addHelpText(
