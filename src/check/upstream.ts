@@ -35,7 +35,9 @@ export async function checkUpstream(options: UpstreamCheckOptions, signal: Abort
   try {
     const upstream = await logIn(options, findings, signal);
     if (upstream === undefined) return section;
-    for (const binding of targetsOf(config)) await checkTarget(options, upstream, binding, findings, signal);
+    for (const binding of targetsOf(config, options.send)) {
+      await checkTarget(options, upstream, binding, findings, signal);
+    }
   } catch (error) {
     signal.throwIfAborted();
     findings.failWith("connection", error, "look into the log of the server, and check again");
@@ -55,11 +57,12 @@ interface Opened {
   readonly lost: Promise<Error>;
 }
 
-/** The targets, each with the first channel that is bound to it. */
-function targetsOf({ bindings }: UpstreamConfig): Binding[] {
+/** The targets, each with the first channel that is bound to it, and with the WAL, whose routing keys are others. */
+function targetsOf({ bindings }: UpstreamConfig, send: boolean): Binding[] {
   const byTarget = new Map<string, Binding>();
   for (const binding of bindings) {
-    const key = `${binding.target.type}:${binding.target.name}`;
+    const { type, name } = binding.target;
+    const key = `${send && binding.channel === WAL_CHANNEL}:${type}:${name}`;
     if (!byTarget.has(key)) byTarget.set(key, binding);
   }
   return [...byTarget.values()];
@@ -196,7 +199,7 @@ async function send(
   } catch (error) {
     return findings.failWith(subject, error, `grant the user of ${config.kind} the right to publish to it`);
   }
-  if (arrived) return findings.ok(subject, "took a message");
+  if (arrived) return findings.ok(subject, `took a message with the routing key "${event.routingKey}"`);
   findings.warn(
     subject,
     `a message with the routing key "${event.routingKey}" reached no queue: the events would be dropped`,

@@ -55,6 +55,16 @@ interface CheckCliOptions extends FileOption {
   readonly key: string;
 }
 
+interface TailCliOptions {
+  readonly channel: readonly string[];
+  readonly wal?: boolean;
+  readonly table: readonly string[];
+}
+
+function collect(value: string, values: readonly string[]): readonly string[] {
+  return [...values, value];
+}
+
 function makeProgram(): Command {
   const program = new Command("pg-event-proxy")
     .description("Carries PostgreSQL NOTIFY messages and row changes to RabbitMQ, MQTT brokers, Redis and stdout.")
@@ -122,6 +132,17 @@ function makeProgram(): Command {
           write: (text) => process.stdout.write(text),
         }),
       );
+    });
+
+  program.command("tail")
+    .description("watch events live, with no broker and no lasting slot: in colours, or as JSON lines in a pipe")
+    .argument("<uri>", "the database: postgresql://user@host/database")
+    .option("--channel <name>", "notifications of this channel; may be given several times", collect, [])
+    .option("--wal", "row changes of all tables; the default where no channel is named")
+    .option("--table <name>", "row changes of this table only; may be given several times", collect, [])
+    .action(async (uri: string, { channel, wal = false, table }: TailCliOptions) => {
+      const { tailCommand } = await import("./tail.ts");
+      await exit(await tailCommand({ uri, channels: channel, wal, tables: table }));
     });
 
   program.addHelpText(

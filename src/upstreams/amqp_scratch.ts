@@ -65,7 +65,10 @@ export async function askPermission(
   });
   if (refusal === undefined || refusal.code === PRECONDITION_FAILED) return { kind: "allowed" };
   if (refusal.code !== ACCESS_REFUSED) return { kind: "unknown", reason: refusal.text };
-  const remedy = /access to topic/.test(refusal.text)
+  const isAboutKey = /access to topic/.test(refusal.text);
+  // The routing keys of notifications are not known beforehand.
+  if (isAboutKey && routingKey === "") return { kind: "unknown", reason: refusal.text };
+  const remedy = isAboutKey
     ? "rabbitmqctl set_topic_permissions has to allow the routing keys of the events"
     : "rabbitmqctl set_permissions has to grant write on it (amq.default is the exchange by which queues are reached)";
   return { kind: "refused", reason: refusal.text, remedy };
