@@ -50,11 +50,7 @@ const PAGES: Readonly<Record<string, Page>> = {
     ],
     examples: [
       ["pg-event-proxy config.ini", "run with a file"],
-      [
-        "env PGPROXY_LOCAL-POSTGRESQL_URI=postgresql://localhost/app PGPROXY_LOCAL-UPSTREAM=stdout " +
-        "PGPROXY_LOCAL-UPSTREAM_CONFIG-BRIDGE_CHANNELS='events->topic:events' pg-event-proxy",
-        "print the notifications of a channel",
-      ],
+      ["env PGPROXY_DATABASE__URI=postgresql://localhost/app pg-event-proxy config.ini", "with another database"],
     ],
     exitStatus: [
       ["0", "stopped by a signal"],

@@ -9,6 +9,7 @@ import { bridgeEnv, scenario, type Scope, type TestDatabase, uniqueName, waitFor
 import { makeTlsFiles, type PostgresServer, startPostgres } from "../support/servers.ts";
 import { Workspace } from "../support/server_process.ts";
 import type { RemovableTlsFiles } from "../support/tls_files.ts";
+import { until } from "../support/wait.ts";
 
 interface Fixture {
   readonly server: PostgresServer;
@@ -213,6 +214,12 @@ scenario("channel binding: used where the server offers it, and refused where it
   );
   for (const binding of ["require", "prefer", "disable"]) {
     const proxy = await scope.readyProxy(wal(`?sslmode=require&channel_binding=${binding}`));
+    // The stream, and the session that watches its slot.
+    await until(async () => {
+      const rows = await database.sql`select from pg_stat_activity
+        where datname = ${database.name} and application_name = 'pg-event-proxy' and query ~ 'START_REPL|safe_wal_size'`;
+      return rows.length === 2;
+    }, { what: `two sessions with channel_binding=${binding}` });
     await proxy.stop();
   }
 });
