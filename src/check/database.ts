@@ -1,6 +1,7 @@
 /** The connection to PostgreSQL and what the server is: version, encoding, TLS. */
 
 import type { BridgeConfig, SlotConfig, UpstreamConfig } from "../config/config.ts";
+import { errorText } from "../core/errors.ts";
 import { WAL_CHANNEL } from "../core/event.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { QuerySession } from "../postgres/query_session.ts";
@@ -88,11 +89,11 @@ async function connect(params: ConnectionParams, findings: Findings, signal: Abo
     session = await QuerySession.open(params, "the check", signal);
   } catch (error) {
     signal.throwIfAborted();
-    findings.failWith(
-      "connection",
-      error,
-      "check host and port in the connection URI, that the server runs, and that no firewall stands between",
-    );
+    const remedy =
+      "check host and port in the connection URI, that the server runs, and that no firewall stands between";
+    // Of several hosts each tells its own.
+    if (params.hosts.length > 1) findings.fail("connection", errorText(error), remedy);
+    else findings.failWith("connection", error, remedy);
     return undefined;
   }
   const { tls, channelBound, host } = session.connection;

@@ -1,6 +1,6 @@
 /** What `check` found: one line each. */
 
-import { errorText } from "../core/errors.ts";
+import { errorText, PermanentError } from "../core/errors.ts";
 
 /**
  * *ok*; *unchecked*: nothing speaks against it, and there is no way to ask without publishing; *warning*: the run works, and
@@ -46,11 +46,15 @@ export class Findings {
     this.#add(subject, "failure", seen, remedy);
   }
 
-  /** A failure told by an error of the run, whose text is `what was seen; remedy`. `remedy`: for one that names none. */
+  /**
+   * A failure told by an error of the run, whose text is `what was seen; remedy`, or `what was seen: remedy` where no retry
+   * helps. `remedy`: for one that names none.
+   */
   failWith(subject: string, error: unknown, remedy: string): void {
     const text = errorText(error);
-    const end = text.indexOf("; ");
-    if (end < 0) this.fail(subject, text, remedy);
+    const separators = [text.indexOf("; "), error instanceof PermanentError ? text.lastIndexOf(": ") : -1];
+    const end = separators.find((offset) => offset >= 0);
+    if (end === undefined) this.fail(subject, text, remedy);
     else this.fail(subject, text.slice(0, end), text.slice(end + 2));
   }
 

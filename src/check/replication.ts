@@ -15,7 +15,7 @@ import type { Findings } from "./finding.ts";
 import { publishedTables } from "./table_filter.ts";
 
 /** Creating a slot waits for running transactions; the plugin is loaded before. */
-const SLOT_PATIENCE_MS = 8_000;
+const SLOT_PATIENCE_MS = 5_000;
 const END_PATIENCE_MS = 2_000;
 /** How long a session that was ended may take to be gone. */
 const GONE_PATIENCE_MS = 5_000;

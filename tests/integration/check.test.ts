@@ -237,6 +237,17 @@ scenario("slots: of another plugin or database, in danger, lost", async (scope) 
   assertFinding(await runCheck(env), `slot "${slot}"`, /^failure: .*is lost.* -> .*drop it and start again/);
 });
 
+scenario("a transaction that keeps a slot from being created; the check does not stay behind either", async (scope) => {
+  const database = await scope.database(await boundedServer());
+  await database.sql.unsafe("create table t(id int primary key)");
+  await database.sql.begin(async (open) => {
+    await open`insert into t values (1)`;
+    const report = await runCheck(stdoutEnv(database.uri));
+    assertFinding(report, "wal2json", /^warning: is loaded, but a new slot waits for transactions.* -> let them end/);
+    await assertNothingLeft(database);
+  });
+});
+
 /** A segment has 16 MiB; a switch leaves the rest of it empty. */
 async function writeWal(sql: postgres.Sql, mebibytes: number): Promise<void> {
   for (let written = 0; written < mebibytes; written += 16) {

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { chmodSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after } from "node:test";
+import { assertFinding, runCheck } from "../support/check_report.ts";
 import { runProxy } from "../support/proxy.ts";
 import { bridgeEnv, scenario, type Scope, type TestDatabase, uniqueName, waitForPrinted } from "../support/scenario.ts";
 import { makeTlsFiles, type PostgresServer, startPostgres } from "../support/servers.ts";
@@ -116,6 +117,34 @@ scenario("sslmode decides whether the connection is encrypted", async (scope) =>
   assert.equal(await arrives(scope, database, uri("postgres", "verify-ca") + root), true);
   assert.equal(await arrives(scope, database, uri("postgres", "verify-full") + root), true);
 }, { timeoutMs: 120_000 });
+
+scenario("check tells what was negotiated, and what a login lacks", async (scope) => {
+  const made = await prepared(scope);
+  const { database, tls } = made;
+  const check = (user: string, parameters: string, password?: string) =>
+    runCheck(bridgeEnv({
+      uri: uriFor(made, database, user, parameters, password),
+      kind: "stdout",
+      bindings: "wal2json->topic:wal",
+    }));
+  const verified = `?sslmode=verify-full&sslrootcert=${tls.caFile}&channel_binding=require`;
+  const [secure, plain, wrong, missing, none] = await Promise.all([
+    check("scram_user", verified, PASSWORD),
+    check("postgres", "?sslmode=disable"),
+    check("scram_user", "", "wrong"),
+    check("scram_user", ""),
+    check("md5_user", verified, PASSWORD),
+  ]);
+  assertFinding(
+    secure,
+    "connection",
+    /^ok: TLSv1\.[23].*, certificate verified \(sslmode=verify-full\), channel binding/,
+  );
+  assertFinding(plain, "connection", /^ok: in plain text \(sslmode=disable\)/);
+  assertFinding(wrong, "connection", /^failure: .*password authentication failed.* -> check user and password/);
+  assertFinding(missing, "connection", /^failure: .*none is configured -> put it into the connection URI/);
+  assertFinding(none, "connection", /^failure: .*does not offer channel binding.* -> it needs TLS and scram-sha-256/);
+});
 
 scenario("sslmode refuses what does not satisfy it", async (scope) => {
   const made = await prepared(scope);
