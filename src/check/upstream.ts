@@ -3,7 +3,7 @@
 import { randomUUID } from "node:crypto";
 import type { Binding, MqttConfig, UpstreamConfig } from "../config/config.ts";
 import { sleep } from "../core/backoff.ts";
-import { errorText, PermanentError } from "../core/errors.ts";
+import { errorText, TransientError } from "../core/errors.ts";
 import { type Event, WAL_CHANNEL } from "../core/event.ts";
 import type { Permission, Session, Target, Upstream } from "../core/upstream.ts";
 import { createUpstream } from "../upstreams/mod.ts";
@@ -214,7 +214,7 @@ function publish(session: Session, event: Event, target: Target): Promise<boolea
       event,
       target,
       acknowledge: () => resolve(true),
-      refuse: (_, reason) => reject(new PermanentError(reason)),
+      refuse: (_, reason) => reject(new TransientError(reason)),
     });
     session.flush();
   });
