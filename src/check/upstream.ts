@@ -2,6 +2,8 @@
 
 import { randomUUID } from "node:crypto";
 import type { Binding, MqttConfig, UpstreamConfig } from "../config/config.ts";
+import { maskUri } from "../config/uri.ts";
+import { templateOf } from "../core/bindings.ts";
 import { sleep } from "../core/backoff.ts";
 import { errorText, TransientError } from "../core/errors.ts";
 import { type Event, WAL_CHANNEL } from "../core/event.ts";
@@ -46,9 +48,13 @@ export async function checkUpstream(options: UpstreamCheckOptions, signal: Abort
 }
 
 function serverText(config: UpstreamConfig): string {
-  if (config.kind === "stdout") return config.kind;
-  const uri = URL.parse(config.uri);
+  const uri = "uri" in config ? URL.parse(config.uri) : null;
   return uri === null ? config.kind : `${config.kind} at ${uri.host}`;
+}
+
+/** `exchange "amq.topic"`; of a URL without what may be a secret in it. */
+function subjectOf({ type, name }: Target): string {
+  return `${type} "${type === "url" ? maskUri(name) : name}"`;
 }
 
 interface Opened {
@@ -97,7 +103,8 @@ async function logIn(
     try {
       const upstream = await createUpstream(attempt);
       await (await open(upstream, [], signal)).session.close(CLOSE_MS);
-      findings.ok("login", "accepted");
+      // The others have their servers in their targets.
+      if ("uri" in config) findings.ok("login", "accepted");
       return upstream;
     } catch (error) {
       signal.throwIfAborted();
@@ -125,10 +132,15 @@ async function checkTarget(
   findings: Findings,
   signal: AbortSignal,
 ): Promise<void> {
-  const subject = `${target.type} "${target.name}"`;
+  const subject = subjectOf(target);
+  const event = sampleEvent(options, channel);
+  const template = templateOf(options.config, target);
+  if (template !== undefined && !options.send) {
+    return findings.unchecked(subject, "its placeholders are filled in by each event", TRY_BY_SENDING);
+  }
   let opened: Opened;
   try {
-    opened = await open(upstream, [target], signal);
+    opened = await open(upstream, template === undefined ? [target] : [], signal);
   } catch (error) {
     signal.throwIfAborted();
     const declares = options.config.kind === "amqp" && options.config.declare;
@@ -138,23 +150,29 @@ async function checkTarget(
     return findings.failWith(subject, error, "correct bridge_channels");
   }
   try {
-    await tryTarget(options, opened, sampleEvent(options, channel), target, findings);
+    await tryTarget(options, opened, { subject, event, target: template?.of(event) ?? target }, findings);
   } finally {
     await opened.session.close(CLOSE_MS);
   }
 }
 
+interface Trial {
+  readonly subject: string;
+  readonly event: Event;
+  /** With its placeholders filled in. */
+  readonly target: Target;
+}
+
 async function tryTarget(
   options: UpstreamCheckOptions,
   opened: Opened,
-  event: Event,
-  target: Target,
+  trial: Trial,
   findings: Findings,
 ): Promise<void> {
-  const subject = `${target.type} "${target.name}"`;
+  const { subject, event, target } = trial;
   const permission = await askPermission(opened, target, event.routingKey);
   if (permission?.kind === "refused") return findings.fail(subject, permission.reason, permission.remedy);
-  if (options.send) return await send(options.config, opened, event, target, findings);
+  if (options.send) return await send(options.config, opened, trial, findings);
   if (permission?.kind === "allowed") findings.ok(subject, "may be published to");
   else if (permission?.kind === "unknown") findings.unchecked(subject, permission.reason, TRY_BY_SENDING);
   else findings.unchecked(subject, "whether it may be published to shows only a message", TRY_BY_SENDING);
@@ -187,11 +205,9 @@ function sampleEvent({ key, walKey }: UpstreamCheckOptions, channel: string): Ev
 async function send(
   config: UpstreamConfig,
   { session, lost }: Opened,
-  event: Event,
-  target: Target,
+  { subject, event, target }: Trial,
   findings: Findings,
 ): Promise<void> {
-  const subject = `${target.type} "${target.name}"`;
   const told = session.publishAndTell?.(event, target) ?? publish(session, event, target);
   let arrived: boolean;
   try {

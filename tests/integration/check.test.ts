@@ -402,19 +402,38 @@ scenario("MQTT and Redis: unreachable, and topics that may not be published to",
   const redis = await sharedServer("redis");
   const user = await redisUser(scope, redis.uri);
   const bindings = "events->topic:allowed/a, events->topic:forbidden/b";
+  const streams = `${bindings}, events->stream:forbidden`;
   const env = (kind: string, upstreamUri: string) => bridgeEnv({ uri: database.uri, kind, upstreamUri, bindings });
   const closed = await freePort();
-  const [unreachable, topics, channels, wrong] = await Promise.all([
+  const url = (port: number) => `http://127.0.0.1:${port}/hook?token=t0ken`;
+  const webhook = { kind: "webhook", more: { allow_private_addresses: "true" } };
+  const [unreachable, topics, channels, wrong, hook, filled] = await Promise.all([
     runCheck(env("mqtt", `mqtt://127.0.0.1:${closed}`)),
     runCheck(env("mqtt", mosquitto.uri), ["--send"]),
-    runCheck(env("redis", user)),
+    runCheck(bridgeEnv({ uri: database.uri, kind: "redis", upstreamUri: user, bindings: streams })),
     runCheck(env("redis", user.replace(":secret@", ":wrong@"))),
+    runCheck(bridgeEnv({ ...webhook, uri: database.uri, bindings: `events->url:${url(closed)}` })),
+    runCheck(
+      bridgeEnv({
+        uri: database.uri,
+        kind: "mqtt",
+        upstreamUri: mosquitto.uri,
+        bindings: "wal2json->topic:allowed/{table}",
+      }),
+      ["--send"],
+    ),
   ]);
+  const target = hook.findings.find(({ subject }) => subject.startsWith("url "));
+  assert.match(target?.subject ?? "", /^url "http:.*127\.0\.0\.1:\d+\/hook/);
+  assert.match(target?.seen ?? "", /ECONNREFUSED/);
+  assert.ok(!/t0ken/.test(JSON.stringify(hook.findings)), JSON.stringify(hook.findings));
+  assertFinding(filled, 'topic "allowed/{table}"', /^ok: took a message/);
   assertFinding(unreachable, "login", /^failure: .*ECONNREFUSED.* -> check host and port/);
   assertFinding(topics, 'topic "allowed/a"', /^ok: took a message/);
   assertFinding(topics, 'topic "forbidden/b"', /^failure: .*0x87 \(Not authorized\) -> grant/);
   assertFinding(channels, 'topic "allowed/a"', /^ok: may be published to/);
   assertFinding(channels, 'topic "forbidden/b"', /^failure: NOPERM.* -> ACL SETUSER/);
+  assertFinding(channels, 'stream "forbidden"', /^failure: NOPERM.* -> ACL SETUSER … \+xadd ~forbidden/);
   assertFinding(wrong, "login", /^failure: .*WRONGPASS.* -> correct the user name and password/);
 });
 
