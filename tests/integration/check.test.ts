@@ -335,15 +335,20 @@ test(
     const { port } = await sharedServer("postgres");
     const poolers = await Promise.all((["transaction", "session"] as const).map((mode) => startPgbouncer(port, mode)));
     try {
-      const [transaction, session] = await Promise.all(
-        poolers.map(({ uri }) => runCheck(stdoutEnv(uri, { bindings: "events->topic:events" }))),
-      );
+      const env = (pooler: Server) => stdoutEnv(pooler.uri, { bindings: "events->topic:events" });
+      const [transaction, session, run] = await Promise.all([
+        runCheck(env(poolers[0]!)),
+        runCheck(env(poolers[1]!)),
+        runProxy({ env: { ...env(poolers[0]!), "PGPROXY_LOCAL-OUTBOX": "false" } }),
+      ]);
+      assert.equal(run.code, 1);
+      assert.match(run.stderr, /a pooler in transaction mode swallows LISTEN; connect to PostgreSQL directly/);
       assertFinding(
-        transaction!,
+        transaction,
         "NOTIFY",
         /^failure: .*pooler in transaction mode.* -> connect to PostgreSQL directly/,
       );
-      assertFinding(session!, "NOTIFY", /^ok: arrives/);
+      assertFinding(session, "NOTIFY", /^ok: arrives/);
       const wal = await runCheck(stdoutEnv(poolers[1]!.uri, { bindings: "wal2json->topic:wal" }));
       assertFinding(wal, "right to replicate", /^failure: .* -> /);
     } finally {
