@@ -196,7 +196,8 @@ export class WalSource implements Source {
     const lost = session.connection.lost;
     await Promise.race([reader.stop(), lost, aborted(deadline)]);
     await Promise.race([tracker.whenIdle(), lost, aborted(deadline)]);
-    if (!tracker.idle) {
+    // Of a temporary slot there is no next start.
+    if (!tracker.idle && !this.#options.temporary) {
       this.#log.warn(
         "stopping with {transactions} transactions not acknowledged; they are sent again at the next start",
         {
