@@ -272,7 +272,7 @@ async function checkTables(
     hasIdentity !== "t" && published.some((one) => one.withOldRows && one.includes(schema!, table!))
   ).map(([name]) => name);
   if (without.length === 0) {
-    findings.ok("tables", `${tables.length} tables, each with a replica identity where it is needed`);
+    findings.ok("tables", `${tables.length}, each with a replica identity where it is needed`);
   } else {
     const more = without.length > SHOWN_TABLES ? ` and ${without.length - SHOWN_TABLES} more` : "";
     findings.warn(
