@@ -2,10 +2,11 @@
 
 import { readFileSync } from "node:fs";
 import process from "node:process";
-import { Command, CommanderError } from "commander";
-import { keyHelp } from "../config/example.ts";
+import { Argument, Command, CommanderError } from "commander";
 import { ConfigError, errorText, OperatorError } from "../core/errors.ts";
 import { versionText } from "../version.ts";
+import { completionScript, type Shell, SHELLS } from "./completion.ts";
+import { manualPage } from "./manual.ts";
 
 /** Exit codes: 0 done, 1 could not run, 2 faulty configuration or command line. */
 const EXIT_FAILED = 1;
@@ -34,6 +35,12 @@ function report(error: unknown): number {
   return EXIT_FAILED;
 }
 
+/** Exits when what was written to standard output has gone into its pipe. */
+async function exit(code: number): Promise<never> {
+  await new Promise<void>((resolve) => process.stdout.write("", () => resolve()));
+  process.exit(code);
+}
+
 interface FileOption {
   readonly config?: string;
 }
@@ -43,19 +50,37 @@ interface SqlOptions extends FileOption {
   readonly role?: string;
 }
 
+interface CheckCliOptions extends FileOption {
+  readonly json?: boolean;
+  readonly send?: boolean;
+  readonly key?: string;
+}
+
+interface TailCliOptions {
+  readonly channel?: readonly string[];
+  readonly wal?: boolean;
+  readonly table?: readonly string[];
+}
+
+function collect(value: string, values: readonly string[] = []): readonly string[] {
+  return [...values, value];
+}
+
+const CONFIG_FILE = "configuration file; variables PGPROXY_… win over it";
+
 function makeProgram(): Command {
   const program = new Command("pg-event-proxy")
     .description("Carries PostgreSQL NOTIFY messages and row changes to RabbitMQ, MQTT brokers, Redis and stdout.")
     .version(versionText())
     .exitOverride()
     .enablePositionalOptions()
+    .configureHelp({ formatHelp: manualPage })
     .showHelpAfterError("(pg-event-proxy --help tells the commands)");
 
   program.command("run", { isDefault: true })
     .description("run the proxy (the default)")
-    .argument("[config.ini]", "configuration file; variables PGPROXY_… win over it")
-    .option("-c, --config <file>", "the same")
-    .addHelpText("after", () => `\n${keyHelp()}`)
+    .argument("[config.ini]", CONFIG_FILE)
+    .option("-c, --config <file>", CONFIG_FILE)
     .action(async (file: string | undefined, options: FileOption) => {
       const { runCommand } = await import("./run.ts");
       process.exit(await runCommand(source(file, options)));
@@ -63,8 +88,8 @@ function makeProgram(): Command {
 
   program.command("config")
     .description("print the effective configuration and where each value came from")
-    .argument("[config.ini]")
-    .option("-c, --config <file>", "the same")
+    .argument("[config.ini]", CONFIG_FILE)
+    .option("-c, --config <file>", CONFIG_FILE)
     .option("--example", "print a commented example of an ini file instead")
     .action(async (file: string | undefined, options: FileOption & { readonly example?: boolean }) => {
       const { configCommand } = await import("./config.ts");
@@ -77,8 +102,8 @@ function makeProgram(): Command {
 
   program.command("sql")
     .description("print the SQL of the events schema (send_message, on_row_change), or install it")
-    .argument("[config.ini]")
-    .option("-c, --config <file>", "the same")
+    .argument("[config.ini]", CONFIG_FILE)
+    .option("-c, --config <file>", CONFIG_FILE)
     .option("--install", "run it on each configured database, and say what that changed")
     .option("--role <name>", "let a proxy that logs in as this role, and is not the owner, deliver durable messages")
     .action(async (file: string | undefined, options: SqlOptions) => {
@@ -91,16 +116,43 @@ function makeProgram(): Command {
       });
     });
 
-  program.addHelpText(
-    "after",
-    `
-Examples:
-  pg-event-proxy config --example > config.ini   write a commented configuration to start from
-  pg-event-proxy config.ini                      run with it
-  pg-event-proxy config config.ini               see what would be used, and where it comes from
-  pg-event-proxy sql --install config.ini        install events.send_message and events.on_row_change
-  pg-event-proxy run --help                      list every key`,
-  );
+  program.command("check")
+    .description("go through everything that a run needs, and tell what is missing and how to mend it")
+    .argument("[config.ini]", CONFIG_FILE)
+    .option("-c, --config <file>", CONFIG_FILE)
+    .option("--json", "print one JSON document")
+    .option("--send", "publish one message to each target, which its consumers see")
+    .option("--key <key>", "the routing key of that message for channels; default: none")
+    .action(async (file: string | undefined, options: CheckCliOptions) => {
+      const { checkCommand } = await import("./check.ts");
+      const { json = false, send = false, key = "" } = options;
+      await exit(
+        await checkCommand({
+          ...source(file, options),
+          json,
+          send,
+          key,
+          write: (text) => process.stdout.write(text),
+        }),
+      );
+    });
+
+  program.command("tail")
+    .description("watch events live, with no broker and no lasting slot: in colours, or as JSON lines in a pipe")
+    .argument("<uri>", "the database: postgresql://user@host/database")
+    .option("--channel <name>", "notifications of this channel; may be given several times", collect)
+    .option("--wal", "row changes of all tables; the default where no channel is named")
+    .option("--table <name>", "row changes of this table only; may be given several times", collect)
+    .action(async (uri: string, { channel = [], wal = false, table = [] }: TailCliOptions) => {
+      const { tailCommand } = await import("./tail.ts");
+      await exit(await tailCommand({ uri, channels: channel, wal, tables: table }));
+    });
+
+  program.command("completion")
+    .description("print a script that completes the command line in a shell")
+    .addArgument(new Argument("<shell>", "bash, zsh or fish").choices(SHELLS))
+    .action((shell: Shell) => void process.stdout.write(completionScript(program, shell)));
+
   return program;
 }
 

@@ -260,7 +260,9 @@ function code(text: string): string {
 }
 
 /** Columns padded to one width, as `deno fmt` would do, so that formatting the README leaves the reference alone. */
-function table(rows: readonly (readonly string[])[]): string {
+function table(texts: readonly (readonly string[])[]): string {
+  // A bar ends the cell, in code as well (GitHub Flavored Markdown, "Tables").
+  const rows = texts.map((row) => row.map((cell) => cell.replaceAll("|", "\\|")));
   const width = (column: number) => Math.max(3, ...rows.map((row) => [...(row[column] ?? "")].length));
   const line = (cells: readonly string[], fill: string) =>
     `| ${cells.map((cell, column) => cell + fill.repeat(width(column) - [...cell].length)).join(" | ")} |`;

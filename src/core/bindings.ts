@@ -10,7 +10,7 @@ import { compileTarget, type TargetTemplate } from "./target_template.ts";
 import type { Target } from "./upstream.ts";
 
 /** Undefined for a target without placeholders. */
-function templateOf({ kind }: UpstreamConfig, target: Target): TargetTemplate | undefined {
+export function templateOf({ kind }: UpstreamConfig, target: Target): TargetTemplate | undefined {
   return compileTarget(target, TARGET_RULES[kind].clean);
 }
 

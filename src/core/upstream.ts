@@ -45,6 +45,13 @@ export interface Upstream {
   connect(targets: readonly Target[], onLost: (cause: Error) => void, signal: AbortSignal): Promise<Session>;
 }
 
+/** Whether a target may be published to. */
+export type Permission =
+  | { readonly kind: "allowed" }
+  | { readonly kind: "refused"; readonly reason: string; readonly remedy: string }
+  /** The server would not say. */
+  | { readonly kind: "unknown"; readonly reason: string };
+
 /** One connection to an upstream. */
 export interface Session {
   /**
@@ -60,4 +67,14 @@ export interface Session {
    * answers was given up. Resolves within `deadlineMs`, by force if need be.
    */
   close(deadlineMs: number): Promise<void>;
+  /**
+   * For the command `check`: asks whether an event with this routing key may be published to `target`, in such a way that no
+   * consumer sees anything. Absent where the protocol has no way to ask. Rejects when the connection is lost.
+   */
+  askPermission?(target: Target, routingKey: string): Promise<Permission>;
+  /**
+   * For the command `check`: publishes `event` and tells whether it went to anybody. Absent where the protocol does not
+   * tell: it is then published as any other. Rejects, with the reason, when it is refused or the connection is lost.
+   */
+  publishAndTell?(event: Event, target: Target): Promise<boolean>;
 }

@@ -66,6 +66,7 @@ export class ServerConnection {
   /** Set at once when the server asks for SASL: the answer to it takes a moment. */
   #saslAsked = false;
   #scramVerified = false;
+  #channelBound = false;
   #authenticated = false;
   #closed = false;
   #pauseReasons = 0;
@@ -120,6 +121,16 @@ export class ServerConnection {
 
   get host(): Host {
     return this.#host;
+  }
+
+  /** What was negotiated, `TLSv1.3 TLS_AES_256_GCM_SHA384`; undefined without TLS. */
+  get tls(): string | undefined {
+    return this.#server.tls;
+  }
+
+  /** Whether the login was bound to the TLS channel (SCRAM-SHA-256-PLUS). */
+  get channelBound(): boolean {
+    return this.#channelBound;
   }
 
   /** Bytes that the socket holds because the server does not read. */
@@ -360,7 +371,8 @@ export class ServerConnection {
     }
     const password = this.#password();
     this.#scram = new ScramClient(password, binding);
-    const mechanism = binding.kind === "tls-server-end-point" ? "SCRAM-SHA-256-PLUS" : "SCRAM-SHA-256";
+    this.#channelBound = binding.kind === "tls-server-end-point";
+    const mechanism = this.#channelBound ? "SCRAM-SHA-256-PLUS" : "SCRAM-SHA-256";
     this.write(saslInitialResponse(mechanism, this.#scram.clientFirst()));
   }
 

@@ -54,6 +54,9 @@ function remedyFor(error: { code: string; message: string }, session: SessionNam
   if (/output_plugin_libraries|output plugin/.test(error.message) && /wal2json/.test(error.message)) {
     return `run as a superuser: ALTER ROLE ${role} SET output_plugin_libraries = pgoutput, wal2json`;
   }
+  if (/unsupported startup parameter: replication/.test(error.message)) {
+    return "a pooler stands before the server, and the WAL does not pass it: connect to PostgreSQL directly";
+  }
   switch (error.code) {
     case "28P01":
       return "check user and password in the connection URI (a password's @ : / ? # % must be percent-encoded)";
@@ -62,6 +65,11 @@ function remedyFor(error: { code: string; message: string }, session: SessionNam
     case "3D000":
       return "check the database name in the connection URI, or create the database";
     case "42501":
+      if (/permission denied for database/.test(error.message)) {
+        return `run as the owner of the database: GRANT CONNECT ON DATABASE "${
+          session.database.replaceAll('"', '""')
+        }" TO ${role}`;
+      }
       return /replication|walsender/i.test(error.message)
         ? `run as a superuser: ALTER ROLE ${role} REPLICATION`
         : `grant the role "${session.user}" what the message names`;

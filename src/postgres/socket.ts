@@ -14,6 +14,8 @@ export interface ServerSocket {
   readonly encryption: Encryption;
   /** The server's certificate in DER, where the runtime tells it; undefined without TLS. */
   readonly certificate: Uint8Array | undefined;
+  /** What was negotiated, `TLSv1.3 TLS_AES_256_GCM_SHA384`; undefined without TLS. */
+  readonly tls: string | undefined;
 }
 
 /** The encryptions to try in turn; the second only where the server refused the first. Unix sockets are never encrypted. */
@@ -58,7 +60,7 @@ export async function openSocket(
     : connectTcp({ host: host.host, port: host.port, noDelay: true, keepAlive: true, keepAliveInitialDelay: 60_000 });
   try {
     await opened(socket, "connect", host, signal);
-    if (encryption === "plain") return { socket, encryption, certificate: undefined };
+    if (encryption === "plain") return { socket, encryption, certificate: undefined, tls: undefined };
     await requestTls(socket, host, signal);
     const secure = connectTls({ ...tlsOptions(params, host), socket });
     try {
@@ -67,7 +69,7 @@ export async function openSocket(
       secure.destroy();
       throw asTlsFault(error, params, host);
     }
-    return { socket: secure, encryption, certificate: peerCertificate(secure) };
+    return { socket: secure, encryption, certificate: peerCertificate(secure), tls: negotiated(secure) };
   } catch (error) {
     socket.on("error", () => {});
     socket.destroy();
@@ -179,6 +181,12 @@ function asTlsFault(error: unknown, params: ConnectionParams, host: Host): Error
 function peerCertificate(socket: TLSSocket): Uint8Array | undefined {
   const certificate = socket.getPeerCertificate() as { raw?: Uint8Array } | undefined;
   return certificate?.raw;
+}
+
+/** Not every runtime tells the cipher. */
+function negotiated(socket: TLSSocket): string {
+  const cipher = socket.getCipher() as { standardName?: string; name?: string } | undefined;
+  return [socket.getProtocol() ?? "TLS", cipher?.standardName ?? cipher?.name ?? ""].join(" ").trim();
 }
 
 /** Ends a socket without leaving a listener or a timer. */

@@ -12,6 +12,8 @@ export type Sql = postgres.Sql;
 
 export interface SqlSession {
   readonly sql: Sql;
+  /** Of several hosts the one that took us. */
+  readonly host: Host;
   /** `host:port` or the socket's path. */
   readonly where: string;
   /** Resolves when the connection is gone. It is never made again behind our back. */
@@ -112,6 +114,7 @@ async function open(
   }
   return {
     sql,
+    host,
     where: hostText(host),
     closed,
     explain(error, action) {

@@ -9,6 +9,7 @@ import type { Completion, RunOptions, Sink, Source } from "../core/source.ts";
 import type { Logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { quoteIdentifier } from "../postgres/protocol.ts";
+import { QuerySession } from "../postgres/query_session.ts";
 import { openSqlSession, type SqlSession } from "../postgres/sql_session.ts";
 
 export interface NotifySourceOptions {
@@ -71,6 +72,8 @@ export class NotifySource implements Source {
   #bufferedBytes = 0;
   #droppedUnreported = 0;
   #lastDropReportMs = 0;
+  /** Whether a notification from another session has ever arrived. */
+  #hearsOthers = false;
   /** The session that held the lock last. */
   #backend: Backend | undefined;
   /** When the session was last known to hear. */
@@ -96,7 +99,7 @@ export class NotifySource implements Source {
     let listening = false;
     try {
       await this.#begin(session, options.stopping);
-      const probe = () => this.#probe(session, (arrived) => onProbe = arrived, listening);
+      const probe = () => this.#probe(session, (arrived) => onProbe = arrived, listening, options.stopping);
       await probe();
       listening = true;
       this.#reportGap();
@@ -198,12 +201,17 @@ export class NotifySource implements Source {
   }
 
   /** Notifies ourselves: finds a connection that is open but dead, and a pooler that swallows LISTEN. */
-  async #probe(session: SqlSession, onArrival: (arrived: () => void) => void, proven: boolean): Promise<void> {
+  async #probe(
+    session: SqlSession,
+    onArrival: (arrived: () => void) => void,
+    proven: boolean,
+    stopping: AbortSignal,
+  ): Promise<void> {
     const arrival = Promise.withResolvers<"arrived">();
     const patience = new AbortController();
     onArrival(() => arrival.resolve("arrived"));
     let answered = false;
-    const sent = this.#query(session, () => session.sql`select pg_notify(${this.#probeChannel}, '')`);
+    const sent = this.#notifyOurselves(session, stopping);
     const outcome = await Promise.race([
       sent.then(() => {
         answered = true;
@@ -214,6 +222,7 @@ export class NotifySource implements Source {
     ]);
     patience.abort();
     if (outcome === "arrived") {
+      this.#hearsOthers = true;
       this.#heardAtMs = Date.now();
       return;
     }
@@ -223,6 +232,25 @@ export class NotifySource implements Source {
       `${PROBE_PATIENCE_MS / 1000} s`;
     if (proven || !answered) throw new SilentError(`${text}: the connection is given up`);
     throw new PermanentError(`${text}: a pooler in transaction mode swallows LISTEN; connect to PostgreSQL directly`);
+  }
+
+  /**
+   * The first time from another session: to its own, a notification comes back through a pooler in transaction mode as well,
+   * as long as that gives it the same connection to the server.
+   */
+  async #notifyOurselves(session: SqlSession, stopping: AbortSignal): Promise<void> {
+    let other: QuerySession | undefined;
+    if (!this.#hearsOthers) {
+      const params = { ...this.#options.params, hosts: [session.host], targetSessionAttrs: "any" } as const;
+      // A role may be allowed one session only.
+      other = await QuerySession.open(params, ACTION, stopping).catch(() => undefined);
+    }
+    try {
+      if (other !== undefined) await other.query(`select pg_notify('${this.#probeChannel}', '')`);
+      else await this.#query(session, () => session.sql`select pg_notify(${this.#probeChannel}, '')`);
+    } finally {
+      other?.close();
+    }
   }
 
   #receive(channel: string, payload: string): void {

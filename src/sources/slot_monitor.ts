@@ -7,8 +7,9 @@ import { sleep } from "../core/backoff.ts";
 import { errorText } from "../core/errors.ts";
 import type { Logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
+import { quoteLiteral } from "../postgres/protocol.ts";
+import { QuerySession } from "../postgres/query_session.ts";
 import { ServerNotReadyError } from "../postgres/server_error.ts";
-import { openSqlSession, type SqlSession } from "../postgres/sql_session.ts";
 
 /** What the server says of the slot; sizes in bytes. */
 export interface SlotReading {
@@ -23,6 +24,12 @@ export interface SlotReading {
   readonly safeBytes: number | undefined;
   /** `reserved`, `extended`, `unreserved` or `lost`. */
   readonly walStatus: string;
+}
+
+/** One look at a slot. */
+export interface SlotLook extends SlotReading {
+  /** Whether a process of the server streams from it. */
+  readonly isActive: boolean;
 }
 
 export interface SlotMonitorOptions {
@@ -45,6 +52,28 @@ const REPEAT_MS = 300_000;
 /** Warn when the slot would be lost sooner than this at the present rate. */
 const WARN_BEFORE_MS = 3_600_000;
 const ACTION = "watching the replication slot";
+
+/** One look; undefined where there is no such slot. */
+export async function readSlot(session: QuerySession, slot: string): Promise<SlotLook | undefined> {
+  const [row] = await session.query(
+    "select pg_wal_lsn_diff(here.lsn, '0/0'), pg_wal_lsn_diff(here.lsn, restart_lsn), " +
+      "pg_wal_lsn_diff(here.lsn, confirmed_flush_lsn), safe_wal_size, wal_status, active " +
+      "from pg_replication_slots, " +
+      "(select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end) as here(lsn) " +
+      `where slot_name = ${quoteLiteral(slot)}`,
+  );
+  if (row === undefined) return undefined;
+  const [position, retained, lag, safe, status, active] = row;
+  return {
+    atMs: Date.now(),
+    walPosition: Number(position),
+    retainedBytes: Number(retained),
+    lagBytes: Number(lag),
+    safeBytes: safe === null || safe === undefined ? undefined : Number(safe),
+    walStatus: status ?? "unknown",
+    isActive: active === "t",
+  };
+}
 
 export class SlotMonitor {
   readonly #options: SlotMonitorOptions;
@@ -75,14 +104,14 @@ export class SlotMonitor {
   }
 
   async #watch(signal: AbortSignal): Promise<void> {
-    const session = await openSqlSession(this.#options.params, { action: ACTION }, signal);
+    const session = await QuerySession.open(this.#options.params, ACTION, signal);
     const ended = new AbortController();
     const end = () => ended.abort();
     session.closed.then(end);
     // Closing ends a query that a server which hangs would never answer.
     const onAbort = () => {
       end();
-      void session.close();
+      session.close();
     };
     signal.addEventListener("abort", onAbort);
     if (signal.aborted) onAbort();
@@ -94,35 +123,17 @@ export class SlotMonitor {
       }
     } finally {
       signal.removeEventListener("abort", onAbort);
-      await session.close();
+      session.close();
     }
   }
 
-  async #read({ sql }: SqlSession): Promise<void> {
-    const [row] = await sql<
-      (Record<"position" | "retained" | "lag" | "safe" | "status", string | null> & { active: boolean })[]
-    >`
-      select pg_wal_lsn_diff(here.lsn, '0/0')::text as position,
-             pg_wal_lsn_diff(here.lsn, restart_lsn)::text as retained,
-             pg_wal_lsn_diff(here.lsn, confirmed_flush_lsn)::text as lag,
-             safe_wal_size::text as safe,
-             wal_status as status, active
-        from pg_replication_slots,
-             (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end) as here(lsn)
-       where slot_name = ${this.#options.slot}`;
-    if (row === undefined) return this.#options.onInactive("does not exist any more");
-    const reading: SlotReading = {
-      atMs: Date.now(),
-      walPosition: Number(row.position),
-      retainedBytes: Number(row.retained),
-      lagBytes: Number(row.lag),
-      safeBytes: row.safe === null ? undefined : Number(row.safe),
-      walStatus: row.status ?? "unknown",
-    };
+  async #read(session: QuerySession): Promise<void> {
+    const reading = await readSlot(session, this.#options.slot);
+    if (reading === undefined) return this.#options.onInactive("does not exist any more");
     this.#warnInTime(reading);
     this.#previous = reading;
     this.#options.onReading(reading);
-    if (!row.active) this.#options.onInactive(`is in use by no process (wal_status ${reading.walStatus})`);
+    if (!reading.isActive) this.#options.onInactive(`is in use by no process (wal_status ${reading.walStatus})`);
   }
 
   #warnInTime(reading: SlotReading): void {

@@ -20,6 +20,8 @@ export interface WalSourceOptions {
   readonly slot: SlotConfig;
   /** Whether a slot that is created is synchronised to standbys. */
   readonly failover: boolean;
+  /** Read from a slot that ends with the connection; default false. What happens between two connections is then lost. */
+  readonly temporary?: boolean;
   readonly sink: Sink;
   readonly log: Logger;
 }
@@ -58,6 +60,7 @@ export class WalSource implements Source {
   async run(options: RunOptions): Promise<void> {
     const session = await ReplicationSession.open(this.#options.params, options.stopping);
     try {
+      this.#warnOfEncoding(session);
       await this.#stream(session, options);
     } finally {
       session.connection.terminate();
@@ -135,6 +138,14 @@ export class WalSource implements Source {
     });
   }
 
+  #warnOfEncoding(session: ReplicationSession): void {
+    if (session.settings.encoding !== "SQL_ASCII" || this.#slotSeen) return;
+    this.#log.warn(
+      "the encoding of the database is SQL_ASCII, which does not say what bytes above 127 mean: row changes are valid JSON " +
+        "only as far as the applications write UTF-8; better is a database of encoding UTF8",
+    );
+  }
+
   /** Logs a wal2json warning once for each table, since it comes once for each row. */
   #onNotice(text: string): void {
     const table = /^no tuple identifier for (\w+) in table (".*")$/.exec(text);
@@ -185,7 +196,8 @@ export class WalSource implements Source {
     const lost = session.connection.lost;
     await Promise.race([reader.stop(), lost, aborted(deadline)]);
     await Promise.race([tracker.whenIdle(), lost, aborted(deadline)]);
-    if (!tracker.idle) {
+    // Of a temporary slot there is no next start.
+    if (!tracker.idle && !this.#options.temporary) {
       this.#log.warn(
         "stopping with {transactions} transactions not acknowledged; they are sent again at the next start",
         {
@@ -203,18 +215,19 @@ export class WalSource implements Source {
     const { name } = this.#options.slot;
     let slot = await session.findSlot(name);
     if (slot === undefined) {
-      if (this.#slotSeen) throw this.#slotVanished(session);
+      if (this.#slotSeen && !this.#options.temporary) throw this.#slotVanished(session);
       await this.#createSlot(session, signal);
       slot = await session.findSlot(name);
     }
     if (slot === undefined) throw new TransientError(`replication slot "${name}" at ${session.where} is not there`);
     this.#slotSeen = true;
-    session.checkSlot(name, slot);
+    // Nobody but us knows the name of a temporary one, which is ours from the beginning.
+    if (!this.#options.temporary) session.checkSlot(name, slot);
     return slot.confirmedFlushLsn;
   }
 
   async #createSlot(session: ReplicationSession, signal: AbortSignal): Promise<void> {
-    const { slot: { name }, failover } = this.#options;
+    const { slot: { name }, failover, temporary } = this.#options;
     const timer = setTimeout(() =>
       this.#log.warn(
         'creating replication slot "{slot}" waits for transactions that are running on the server to end (select pid, ' +
@@ -224,11 +237,12 @@ export class WalSource implements Source {
     const onAbort = () => session.connection.destroy();
     signal.addEventListener("abort", onAbort);
     try {
-      await session.createSlot(name, failover);
+      await (temporary ? session.createTemporarySlot(name) : session.createSlot(name, failover));
     } finally {
       clearTimeout(timer);
       signal.removeEventListener("abort", onAbort);
     }
+    if (temporary) return;
     this.#log.info('created replication slot "{slot}" at {where}: changes from now on are delivered', {
       slot: name,
       where: session.where,
@@ -246,7 +260,7 @@ export class WalSource implements Source {
 }
 
 /** `include-transaction` is always on: without COMMIT there is nothing to confirm (design, section 4, rule 2). */
-function streamOptions(slot: SlotConfig): ReadonlyArray<readonly [string, string]> {
+export function streamOptions(slot: SlotConfig): ReadonlyArray<readonly [string, string]> {
   return [
     ...slot.wal2jsonParams.filter(([name]) => name !== "include-transaction"),
     ["include-transaction", "1"],

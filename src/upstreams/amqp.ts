@@ -5,9 +5,10 @@ import { type ChannelModel, type ConfirmChannel, connect, type Message, type Opt
 import type { AmqpConfig } from "../config/config.ts";
 import { ChannelRejectedError, errorText, PermanentError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, contentType, type Event } from "../core/event.ts";
-import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
+import type { Delivery, Permission, Session, Target, Upstream } from "../core/upstream.ts";
 import { FRAME_OVERHEAD_BYTES, type MessageToPublish, PublishEncoder } from "./amqp_frames.ts";
 import { type DressedMessage, dresser } from "./amqp_headers.ts";
+import { askPermission, onScratchChannel, publishAndTell, type Refusal, serverText } from "./amqp_scratch.ts";
 import { attemptConnect, type Endpoint, parseEndpoint, percentDecode } from "./endpoint.ts";
 import { MAX_COPIED_PAYLOAD_BYTES } from "./slab.ts";
 import { tlsOptions } from "./tls.ts";
@@ -164,11 +165,6 @@ async function checkTargets(
   }
 }
 
-interface Refusal {
-  readonly code: number;
-  readonly text: string;
-}
-
 function targetError(what: string, refusal: Refusal, remedy: string): PermanentError {
   return new PermanentError(`${PRODUCT} answered for ${what}: ${refusal.text}; ${remedy}`);
 }
@@ -185,33 +181,6 @@ function declareTarget(connection: ChannelModel, target: Target): Promise<Refusa
     if (target.type === "queue") await channel.assertQueue(target.name, { durable: true });
     else await channel.assertExchange(target.name, "topic", { durable: true });
   });
-}
-
-/** A refusal closes the channel it came on (AMQP 0-9-1, section 1.7.2), so each question gets one of its own. */
-async function onScratchChannel(
-  connection: ChannelModel,
-  ask: (channel: ConfirmChannel) => Promise<void>,
-): Promise<Refusal | undefined> {
-  const channel = await connection.createConfirmChannel();
-  let refusal: Refusal | undefined;
-  channel.on("error", (error: Error & { code?: unknown }) => {
-    refusal = { code: Number(error.code), text: serverText(error) };
-  });
-  try {
-    await ask(channel);
-    await channel.close();
-    return undefined;
-  } catch (error) {
-    const code = Number((error as { code?: unknown }).code);
-    if (refusal === undefined && Number.isNaN(code)) throw error;
-    return refusal ?? { code, text: serverText(error) };
-  }
-}
-
-/** `404 (NOT-FOUND) with message "…"` without amqplib's words around it. */
-function serverText(error: unknown): string {
-  const text = errorText(error);
-  return /message "(.*)"$/.exec(text)?.[1] ?? text;
 }
 
 interface SessionOptions {
@@ -331,6 +300,14 @@ class AmqpSession implements Session {
       await endConnection(this.#connection, deadlineMs);
     }
     this.#socket.abort();
+  }
+
+  askPermission(target: Target, routingKey: string): Promise<Permission> {
+    return askPermission(this.#connection, target, routingKey);
+  }
+
+  publishAndTell(event: Event, target: Target): Promise<boolean> {
+    return publishAndTell(this.#connection, event, target);
   }
 
   #confirmed(deliveryTag: number, multiple: boolean): void {

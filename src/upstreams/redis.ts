@@ -4,7 +4,7 @@ import { type Command, Redis, type RedisOptions } from "ioredis";
 import type { RedisConfig } from "../config/config.ts";
 import { errorText, PermanentError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, type Event } from "../core/event.ts";
-import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
+import type { Delivery, Permission, Session, Target, Upstream } from "../core/upstream.ts";
 import { attemptConnect, CONNECT_TIMEOUT_MS, type Endpoint, parseEndpoint, percentDecode } from "./endpoint.ts";
 import { CommandEncoder } from "./redis_commands.ts";
 import { tlsOptions } from "./tls.ts";
@@ -246,6 +246,30 @@ class RedisSession implements Session {
     this.#redis.disconnect();
     await ended;
     clearTimeout(deadline);
+  }
+
+  /** Redis looks at the rights when a command is queued in a transaction, which is then discarded (ACL.md, MULTI). */
+  async askPermission({ type, name }: Target): Promise<Permission> {
+    try {
+      await this.#redis.multi({ pipeline: false });
+    } catch (error) {
+      return { kind: "unknown", reason: errorText(error) };
+    }
+    try {
+      await (type === "stream" ? this.#redis.xadd(name, "*", "id", "") : this.#redis.publish(name, ""));
+      return { kind: "allowed" };
+    } catch (error) {
+      if (!isReply(error)) throw error;
+      const reason = errorText(error);
+      if (!reason.startsWith("NOPERM")) return { kind: "unknown", reason };
+      return {
+        kind: "refused",
+        reason,
+        remedy: `ACL SETUSER … ${type === "stream" ? `+xadd ~${name}` : `+publish &${name}`}`,
+      };
+    } finally {
+      await this.#redis.discard();
+    }
   }
 
   replied(delivery: Delivery): void {

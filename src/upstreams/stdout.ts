@@ -40,7 +40,7 @@ export class StdoutUpstream implements Upstream {
 type Written = (error: NodeJS.ErrnoException | undefined) => void;
 
 /** Writes one after the other, each whole: a pipe takes long ones in parts, which two at a time would mix. */
-class Writer {
+export class Writer {
   readonly #fd: number;
   readonly #waiting: Array<{ readonly bytes: Uint8Array; readonly done: Written }> = [];
   #writing = false;
@@ -171,7 +171,7 @@ class LineMiddle {
 const BUFFER_BYTES = BATCH_BYTES + 16 * 1024;
 
 /** Gathers lines in one buffer, which is used again for the next batch: only one is written at a time. */
-class Batch {
+export class Batch {
   readonly #middle = new LineMiddle();
   #buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES);
   readonly #payloadsAreLines: boolean;
@@ -181,7 +181,7 @@ class Batch {
     this.#payloadsAreLines = payloadsAreLines;
   }
 
-  add({ event, target }: Delivery): void {
+  add({ event, target }: Pick<Delivery, "event" | "target">): void {
     if (this.#payloadsAreLines) return this.#addLine(event.payload);
     const { id } = event;
     const middle = this.#middle.of(event, target);

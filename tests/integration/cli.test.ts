@@ -16,7 +16,7 @@ scenario("--help tells the commands, and run --help every key", async () => {
   const help = await runProxy({ args: ["--help"] });
   assert.equal(help.code, 0);
   assert.equal(help.stderr, "");
-  for (const word of ["Usage: pg-event-proxy", "run", "config", "--version", "Examples:", "config --example"]) {
+  for (const word of ["SYNOPSIS", "run", "check", "tail", "config", "--version", "EXAMPLES", "config --example"]) {
     assert.ok(help.stdout.includes(word), word);
   }
   const keys = await runProxy({ args: ["run", "--help"] });
@@ -111,5 +111,20 @@ scenario("a command line that is wrong ends with 2 and says so in a line", async
     assert.equal(stdout, "");
     assert.ok(stderr.trim().split("\n").length <= 3, stderr);
     assert.doesNotMatch(stderr, /^\s+at /m);
+  }));
+});
+
+scenario("--help of each command is a manual page", async () => {
+  const commands = ["run", "config", "sql", "check", "tail", "completion"];
+  await Promise.all(commands.map(async (command) => {
+    const { code, stdout, stderr } = await runProxy({ args: [command, "--help"] });
+    assert.equal(code, 0);
+    assert.equal(stderr, "");
+    const titles = stdout.split("\n").filter((line) => /^[A-Z ]+$/.test(line));
+    for (const title of ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXAMPLES", "EXIT STATUS"]) {
+      assert.ok(titles.includes(title), `${command}: ${title}`);
+    }
+    assert.match(stdout, new RegExp(`^NAME\n  pg-event-proxy ${command} - \\S`));
+    assert.ok(stdout.split("\n").every((line) => line.length <= 150), command);
   }));
 });

@@ -4,11 +4,13 @@ import assert from "node:assert/strict";
 import { chmodSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after } from "node:test";
+import { assertFinding, runCheck } from "../support/check_report.ts";
 import { runProxy } from "../support/proxy.ts";
 import { bridgeEnv, scenario, type Scope, type TestDatabase, uniqueName, waitForPrinted } from "../support/scenario.ts";
 import { makeTlsFiles, type PostgresServer, startPostgres } from "../support/servers.ts";
 import { Workspace } from "../support/server_process.ts";
 import type { RemovableTlsFiles } from "../support/tls_files.ts";
+import { until } from "../support/wait.ts";
 
 interface Fixture {
   readonly server: PostgresServer;
@@ -116,6 +118,34 @@ scenario("sslmode decides whether the connection is encrypted", async (scope) =>
   assert.equal(await arrives(scope, database, uri("postgres", "verify-full") + root), true);
 }, { timeoutMs: 120_000 });
 
+scenario("check tells what was negotiated, and what a login lacks", async (scope) => {
+  const made = await prepared(scope);
+  const { database, tls } = made;
+  const check = (user: string, parameters: string, password?: string) =>
+    runCheck(bridgeEnv({
+      uri: uriFor(made, database, user, parameters, password),
+      kind: "stdout",
+      bindings: "wal2json->topic:wal",
+    }));
+  const verified = `?sslmode=verify-full&sslrootcert=${tls.caFile}&channel_binding=require`;
+  const [secure, plain, wrong, missing, none] = await Promise.all([
+    check("scram_user", verified, PASSWORD),
+    check("postgres", "?sslmode=disable"),
+    check("scram_user", "", "wrong"),
+    check("scram_user", ""),
+    check("md5_user", verified, PASSWORD),
+  ]);
+  assertFinding(
+    secure,
+    "connection",
+    /^ok: TLSv1\.[23].*, certificate verified \(sslmode=verify-full\), channel binding/,
+  );
+  assertFinding(plain, "connection", /^ok: in plain text \(sslmode=disable\)/);
+  assertFinding(wrong, "connection", /^failure: .*password authentication failed.* -> check user and password/);
+  assertFinding(missing, "connection", /^failure: .*none is configured -> put it into the connection URI/);
+  assertFinding(none, "connection", /^failure: .*does not offer channel binding.* -> it needs TLS and scram-sha-256/);
+});
+
 scenario("sslmode refuses what does not satisfy it", async (scope) => {
   const made = await prepared(scope);
   const { database, stranger } = made;
@@ -213,6 +243,12 @@ scenario("channel binding: used where the server offers it, and refused where it
   );
   for (const binding of ["require", "prefer", "disable"]) {
     const proxy = await scope.readyProxy(wal(`?sslmode=require&channel_binding=${binding}`));
+    // The stream, and the session that watches its slot.
+    await until(async () => {
+      const rows = await database.sql`select from pg_stat_activity
+        where datname = ${database.name} and application_name = 'pg-event-proxy' and query ~ 'START_REPL|safe_wal_size'`;
+      return rows.length === 2;
+    }, { what: `two sessions with channel_binding=${binding}` });
     await proxy.stop();
   }
 });

@@ -273,7 +273,7 @@ function copyForServer(source: string, dataDir: string, name: string): string {
 }
 
 /** Whom the files must belong to; undefined when this process may run the server itself. PostgreSQL refuses root. */
-function postgresOwner(): { readonly uid: number; readonly gid: number } | undefined {
+export function postgresOwner(): { readonly uid: number; readonly gid: number } | undefined {
   if (process.getuid?.() !== 0) return undefined;
   const line = readFileSync("/etc/passwd", "utf8").split("\n").find((entry) => entry.startsWith("postgres:"));
   if (line === undefined) {
@@ -283,7 +283,7 @@ function postgresOwner(): { readonly uid: number; readonly gid: number } | undef
   return { uid: Number(uid), gid: Number(gid) };
 }
 
-function asPostgresUser(file: string, args: readonly string[]): Command {
+export function asPostgresUser(file: string, args: readonly string[]): Command {
   const owner = postgresOwner();
   if (owner === undefined) return { file, args };
   const setpriv = ["--reuid", String(owner.uid), "--regid", String(owner.gid), "--clear-groups", "--", file];
