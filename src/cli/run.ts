@@ -1,11 +1,13 @@
 /** `pg-event-proxy run`: every bridge of the configuration, until a signal. */
 
 import process from "node:process";
-import type { BridgeConfig } from "../config/config.ts";
+import type { BridgeConfig, HttpConfig } from "../config/config.ts";
 import { loadConfig, type LoadOptions } from "../config/load.ts";
 import { Bridge } from "../core/bridge.ts";
 import { ConfigError, errorText } from "../core/errors.ts";
 import { OutboxRoutes } from "../core/outbox_routes.ts";
+import type { Observed } from "../http/routes.ts";
+import type { HttpServer } from "../http/server.ts";
 import { configureLog, type Logger, logger } from "../log.ts";
 import { type ConnectionParams, ConnectionUriError, parseConnectionUri } from "../postgres/connection_uri.ts";
 import { uriEnvironment } from "../runtime.ts";
@@ -30,6 +32,10 @@ export async function runCommand(options: LoadOptions): Promise<number> {
     announced = true;
     log.info("ready: every source and upstream is connected");
   };
+  const http = await startHttp(config.http, log, () => ({
+    bridges: bridges.map((bridge) => bridge.status),
+    stopping: stop.stopping.aborted,
+  }));
   const outboxRoutes = new OutboxRoutes();
   bridges = await Promise.all(
     config.bridges.map((bridge, i) => Bridge.create(bridge, connections[i]!, onChange, outboxRoutes)),
@@ -39,9 +45,28 @@ export async function runCommand(options: LoadOptions): Promise<number> {
   } catch (error) {
     await Promise.all(bridges.map((bridge) => bridge.abort()));
     throw error;
+  } finally {
+    http?.close();
   }
   log.info("stopped");
   return 0;
+}
+
+/** Nothing of it is loaded unless it is configured. */
+async function startHttp(
+  config: HttpConfig,
+  log: Logger,
+  observe: () => Observed,
+): Promise<HttpServer | undefined> {
+  if (config.listen === undefined) return undefined;
+  const [{ HttpServer }, { makeHandler }] = await Promise.all([
+    import("../http/server.ts"),
+    import("../http/routes.ts"),
+  ]);
+  const server = await HttpServer.listen(config.listen, makeHandler(config, observe));
+  const { host, port } = server.address;
+  log.info("answering HTTP at {host} port {port}", { host, port });
+  return server;
 }
 
 /** Of each bridge, in their order. Throws ConfigError. */

@@ -14,6 +14,7 @@ import type { OutboxRoutes } from "./outbox_routes.ts";
 import { Routes } from "./routes.ts";
 import type { Source } from "./source.ts";
 import { SourceSupervisor } from "./source_supervisor.ts";
+import type { BridgeStatus } from "./status.ts";
 
 /** How long the upstreams may take to say goodbye after the last acknowledgement, in milliseconds. */
 const CLOSE_MS = 1_000;
@@ -78,6 +79,14 @@ export class Bridge {
   /** Whether every source and every upstream is connected and nothing holds them up. */
   get ready(): boolean {
     return this.#lanes.every(({ lane }) => lane.ready) && this.#supervisors.every((supervisor) => supervisor.open);
+  }
+
+  get status(): BridgeStatus {
+    return {
+      name: this.name,
+      sources: this.#supervisors.map(({ source, condition }) => ({ name: source.name, ...condition })),
+      upstreams: this.#lanes.map(({ config, lane }) => ({ name: config.name, kind: config.kind, ...lane.condition })),
+    };
   }
 
   /**

@@ -7,6 +7,7 @@ import type { Event } from "./event.ts";
 import { OutageLog } from "./outage_log.ts";
 import { StallWatch } from "./stall_watch.ts";
 import type { Completion } from "./source.ts";
+import type { UpstreamCondition } from "./status.ts";
 import type { Delivery, Session, Target, Upstream } from "./upstream.ts";
 
 /** What a waiting event costs besides its payload, in bytes: the objects around it, as measured under Bun. */
@@ -132,7 +133,14 @@ export class Lane {
 
   /** Whether a session is open, acknowledges what it is given, and no refused event holds it up. */
   get ready(): boolean {
-    return this.#session !== undefined && this.#held === undefined && !this.#stallWatch.stalled;
+    return this.condition.state === "open";
+  }
+
+  get condition(): UpstreamCondition {
+    if (this.#session === undefined) return { state: "connecting", reason: this.#outage.reason };
+    if (this.#held !== undefined) return { state: "holding", reason: this.#holdOutage.reason };
+    if (this.#stallWatch.stalled) return { state: "stalled", reason: this.#stallWatch.reason };
+    return { state: "open", reason: undefined };
   }
 
   get inFlight(): number {

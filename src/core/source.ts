@@ -42,6 +42,11 @@ export interface Source {
   /** For the log: `notify`, or `wal SLOT`. */
   readonly name: string;
   /**
+   * Why the open connection is not to be relied on: the server owes an answer for longer than an answer takes. Undefined
+   * while it answers.
+   */
+  silence(nowMs: number): string | undefined;
+  /**
    * The life of one connection. Returns after `stopping`; otherwise throws when the connection is lost or cannot be
    * made, and the supervisor calls it again after a pause. PermanentError: no retry mends it.
    */

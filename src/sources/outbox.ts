@@ -45,10 +45,16 @@ export class OutboxSource implements Source {
   readonly #reportedChannels = new Set<string>();
   #absentReason: string | undefined;
   #toldOfOldHelper = false;
+  /** Of the present connection. */
+  #drain: OutboxDrain | undefined;
 
   constructor(options: OutboxSourceOptions) {
     this.#options = options;
     this.#log = options.log;
+  }
+
+  silence(nowMs: number): string | undefined {
+    return this.#drain?.silence(nowMs);
   }
 
   async run(options: RunOptions): Promise<void> {
@@ -71,9 +77,11 @@ export class OutboxSource implements Source {
       }, options.stopping);
       try {
         drain = await this.#prepare(session, options.stopping);
+        this.#drain = drain;
         options.onOpen();
         return drain === undefined ? "absent" : await drain.run(options);
       } finally {
+        this.#drain = undefined;
         await session.close();
       }
     } catch (error) {

@@ -40,6 +40,8 @@ export class WalSource implements Source {
   /** Tables and texts that a warning was logged for. */
   readonly #noticed = new Set<string>();
   #reading: SlotReading | undefined;
+  /** Of the present connection. */
+  #status: StandbyStatusSender | undefined;
 
   constructor(options: WalSourceOptions) {
     this.#options = options;
@@ -53,6 +55,10 @@ export class WalSource implements Source {
 
   get name(): string {
     return `wal ${this.#options.slot.name}`;
+  }
+
+  silence(nowMs: number): string | undefined {
+    return this.#status?.silence(nowMs);
   }
 
   async run(options: RunOptions): Promise<void> {
@@ -86,6 +92,7 @@ export class WalSource implements Source {
       reader.receive(buffer, start, end);
     });
     status.start();
+    this.#status = status;
     const ended = new AbortController();
     const monitor = this.#monitor(session, tracker, (error) => faults.resolve(error)).run(ended.signal);
     this.#everStarted = true;
@@ -100,6 +107,7 @@ export class WalSource implements Source {
       await this.#finish(session, reader, tracker, status, options.deadline);
     } finally {
       status.stop();
+      this.#status = undefined;
       ended.abort();
       await monitor;
     }

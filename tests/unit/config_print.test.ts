@@ -88,6 +88,8 @@ protocol_version=4
 # default
 insecure_skip_verify=false
 
+[http]
+
 [log]
 # from PGPROXY_LOG-LEVEL
 level=debug

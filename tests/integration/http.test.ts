@@ -1,0 +1,155 @@
+/** Health and who may ask for what, over HTTP. */
+
+import assert from "node:assert/strict";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { health, httpBase, LISTEN_ENV, rawRequest, waitForHealth } from "../support/http.ts";
+import { runProxy } from "../support/proxy.ts";
+import { bridgeEnv, scenario, type Scope, uniqueName } from "../support/scenario.ts";
+import { startPostgres, startRedis } from "../support/servers.ts";
+
+async function terminalEnv(scope: Scope): Promise<Record<string, string>> {
+  const database = await scope.database();
+  return { ...bridgeEnv({ uri: database.uri, kind: "stdout", bindings: "events->topic:t" }), ...LISTEN_ENV };
+}
+
+scenario("the token guards everything but health", async (scope) => {
+  const proxy = scope.proxy({
+    env: { ...await terminalEnv(scope), "PGPROXY_HTTP-TOKEN_FILE": "token" },
+    files: { token: "s3cret/+~\n" },
+  });
+  const base = await httpBase(proxy);
+  assert.match(base, /^http:\/\/127\.0\.0\.1:\d+$/, "a port alone means 127.0.0.1");
+  await proxy.waitForReady();
+  assert.equal((await health(base, "/health/live")).code, 200);
+  assert.deepEqual(await health(base), { code: 200, status: "ready", reasons: [] });
+
+  const basic = (text: string) => `Basic ${Buffer.from(text).toString("base64")}`;
+  const status = async (authorization?: string, path = "/nothing") => {
+    const response = await fetch(base + path, authorization === undefined ? {} : { headers: { authorization } });
+    await response.text();
+    return response.status;
+  };
+  for (const path of ["/", "/metrics", "/nothing", "/health", "/health/live/"]) {
+    assert.equal(await status(undefined, path), 401, path);
+  }
+  for (const wrong of ["Bearer", "Bearer x", "Bearer s3cret/+", "Bearer s3cret/+~x", "s3cret/+~", basic("u:x")]) {
+    assert.equal(await status(wrong), 401, wrong);
+  }
+  for (const right of ["Bearer s3cret/+~", "bearer  s3cret/+~", basic("u:s3cret/+~"), basic(":s3cret/+~")]) {
+    assert.equal(await status(right), 404, right);
+  }
+  const asked = await fetch(base, { headers: { accept: "text/html" } });
+  assert.match(asked.headers.get("www-authenticate") ?? "", /^Basic /);
+  assert.ok(!(await asked.text()).includes("s3cret"));
+  assert.ok(!proxy.stderr.includes("s3cret"));
+});
+
+scenario("slow and oversized requests are cut off", async (scope) => {
+  const proxy = scope.proxy({ env: await terminalEnv(scope) });
+  const base = await httpBase(proxy);
+  const [silent, slow, large, body] = await Promise.all([
+    rawRequest(base, ""),
+    rawRequest(base, "GET /health/live HTTP/1.1\r\nHost: x\r\nX: "),
+    rawRequest(base, `GET /health/live HTTP/1.1\r\nHost: x\r\nX: ${"x".repeat(50_000)}\r\n\r\n`),
+    rawRequest(base, "GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nabc"),
+  ]);
+  assert.ok(!/^HTTP\/1\.1 200/.test(silent + slow + large), "none of them was a request");
+  assert.match(body, /^HTTP\/1\.1 413/);
+  const posted = await fetch(`${base}/health/live`, { method: "POST" });
+  assert.equal(posted.status, 405);
+  assert.equal((await health(base, "/health/live")).code, 200);
+});
+
+scenario("an address that is taken ends the program with the remedy", async (scope) => {
+  const env = await terminalEnv(scope);
+  const first = scope.proxy({ env });
+  const { port } = new URL(await httpBase(first));
+  const { code, stderr } = await runProxy({ env: { ...env, "PGPROXY_HTTP-LISTEN": `127.0.0.1:${port}` } });
+  assert.equal(code, 1);
+  assert.match(stderr, new RegExp(`listening at 127\\.0\\.0\\.1 port ${port} failed: .*; set listen in \\[http\\]`));
+});
+
+scenario("an instance that stands by is live and says so, and takes over", async (scope) => {
+  const database = await scope.database();
+  const slot = uniqueName("slot");
+  const bindings = "events->topic:t, wal2json->topic:t";
+  const env = { ...bridgeEnv({ uri: database.uri, slot, kind: "stdout", bindings }), ...LISTEN_ENV };
+  scope.defer(() => database.sql`select pg_drop_replication_slot(${slot})`);
+  const first = await scope.readyProxy({ env });
+  const second = scope.proxy({ env });
+  const base = await httpBase(second);
+  const standing = await waitForHealth(base, ({ status }) => status === "standing by");
+  assert.equal(standing.code, 503);
+  assert.ok(standing.reasons.some((reason) => reason.startsWith("local: source notify is standing by: ")));
+  const live = await health(base, "/health/live");
+  assert.deepEqual([live.code, live.status], [200, "standing by"]);
+  assert.equal((await health(base, "/health/ready?standby=ok")).code, 200);
+  await first.stop();
+  await waitForHealth(base, ({ code, status }) => code === 200 && status === "ready");
+});
+
+scenario("an upstream that is away, and one that comes back", async (scope) => {
+  const database = await scope.database();
+  const redis = scope.keep(await startRedis());
+  const proxy = scope.proxy({
+    env: {
+      ...bridgeEnv({ uri: database.uri, kind: "redis", upstreamUri: redis.uri, bindings: "events->topic:t" }),
+      ...LISTEN_ENV,
+    },
+  });
+  const base = await httpBase(proxy);
+  await proxy.waitForReady();
+  await redis.kill();
+  const away = await waitForHealth(base, ({ code }) => code === 503);
+  assert.equal(away.status, "not ready");
+  assert.match(away.reasons[0] ?? "", /^local: redis upstream "local" is connecting(: .+)?$/);
+  const live = await health(base, "/health/live");
+  assert.deepEqual([live.code, live.status], [200, "not ready"]);
+  await redis.start();
+  await waitForHealth(base, ({ code }) => code === 200);
+});
+
+scenario("a connection that is open but silent is not ready", async (scope) => {
+  const server = scope.keep(await startPostgres({ settings: { wal_sender_timeout: "16s" } }));
+  const database = await scope.database(server);
+  const proxy = scope.proxy({
+    env: { ...bridgeEnv({ uri: database.uri, kind: "stdout", bindings: "wal2json->topic:t" }), ...LISTEN_ENV },
+  });
+  const base = await httpBase(proxy);
+  await proxy.waitForReady();
+  server.freeze();
+  try {
+    const silent = await waitForHealth(base, ({ code }) => code === 503);
+    assert.match(
+      silent.reasons.join("\n"),
+      /source wal pg_event_proxy is silent: PostgreSQL at .* is silent for \d+ s/,
+    );
+  } finally {
+    server.thaw();
+  }
+  await waitForHealth(base, ({ code }) => code === 200);
+});
+
+scenario("it is off unless it is configured", async (scope) => {
+  const { "PGPROXY_HTTP-LISTEN": _listen, ...env } = await terminalEnv(scope);
+  const deaf = await scope.readyProxy({ env: { ...env, "PGPROXY_HTTP-TOKEN": "unused" } });
+  assert.equal(listeningSockets(deaf.pid), 0);
+  await deaf.stop();
+  const listening = await scope.readyProxy({ env: { ...env, ...LISTEN_ENV } });
+  assert.equal(listeningSockets(listening.pid), 1);
+});
+
+/** proc(5): `/proc/net/tcp` names the socket by its inode, in state 0A (LISTEN). */
+function listeningSockets(pid: number): number {
+  const inodes = new Set(
+    readFileSync("/proc/net/tcp", "utf8").split("\n").map((line) => line.trim().split(/\s+/))
+      .filter((fields) => fields[3] === "0A").map((fields) => `socket:[${fields[9]}]`),
+  );
+  return readdirSync(`/proc/${pid}/fd`).filter((fd) => {
+    try {
+      return inodes.has(readlinkSync(`/proc/${pid}/fd/${fd}`));
+    } catch {
+      return false;
+    }
+  }).length;
+}
