@@ -2,18 +2,37 @@
 
 import process from "node:process";
 import { configureSync, getAnsiColorFormatter, getLogger, type Logger, type LogRecord } from "@logtape/logtape";
-import type { LogConfig } from "./config/config.ts";
+import type { LogConfig, LogFormat, LogLevel } from "./config/config.ts";
 
 export type { Logger };
 
-export function configureLog(config: LogConfig): void {
-  const pretty = config.format === "pretty" || (config.format === "auto" && process.stderr.isTTY === true);
+/** Whether lines of level debug are written; changes at run time. */
+export interface DebugSwitch {
+  readonly enabled: boolean;
+  /** Turns debug on, or back to the configured level. */
+  toggle(): void;
+}
+
+export function configureLog(config: LogConfig): DebugSwitch {
+  const debug = {
+    enabled: config.level === "debug",
+    toggle() {
+      this.enabled = !this.enabled;
+      applyLog(config.format, this.enabled ? "debug" : config.level === "debug" ? "info" : config.level);
+    },
+  };
+  applyLog(config.format, config.level);
+  return debug;
+}
+
+function applyLog(form: LogFormat, level: LogLevel): void {
+  const pretty = form === "pretty" || (form === "auto" && process.stderr.isTTY === true);
   const format = pretty ? prettyFormatter() : jsonLine;
   configureSync({
     reset: true,
     sinks: { stderr: (record) => process.stderr.write(format(record)) },
     loggers: [
-      { category: ["pg-event-proxy"], lowestLevel: config.level, sinks: ["stderr"] },
+      { category: ["pg-event-proxy"], lowestLevel: level, sinks: ["stderr"] },
       { category: ["logtape", "meta"], lowestLevel: "warning", sinks: ["stderr"] },
     ],
   });

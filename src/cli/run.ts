@@ -17,7 +17,11 @@ import { versionText } from "../version.ts";
 export async function runCommand(options: LoadOptions): Promise<number> {
   const { config } = loadConfig(options);
   const connections = parseConnections(config.bridges);
-  configureLog(config.log);
+  const eventLog = configureLog(config.log);
+  process.on("SIGHUP", () => {
+    eventLog.toggle();
+    logger().info("SIGHUP: every event is now {told} (level debug)", { told: eventLog.enabled ? "logged" : "left out" });
+  });
   const log = logger();
   log.info("pg-event-proxy {version} starts with {bridges}", {
     version: versionText(),
@@ -36,9 +40,10 @@ export async function runCommand(options: LoadOptions): Promise<number> {
     bridges: bridges.map((bridge) => bridge.status),
     stopping: stop.stopping.aborted,
   }));
+  const telling = { metered: http !== undefined, eventLog };
   const outboxRoutes = new OutboxRoutes();
   bridges = await Promise.all(
-    config.bridges.map((bridge, i) => Bridge.create(bridge, connections[i]!, onChange, outboxRoutes)),
+    config.bridges.map((bridge, i) => Bridge.create(bridge, connections[i]!, onChange, outboxRoutes, telling)),
   );
   try {
     await Promise.all(bridges.map((bridge) => bridge.run(stop.stopping, stop.deadline)));

@@ -23,6 +23,7 @@ export class SourceSupervisor {
   #open = false;
   #standingBySinceMs: number | undefined;
   #standingByReason: string | undefined;
+  #connections = 0;
 
   constructor(source: Source, log: Logger, onChange: () => void) {
     this.#onChange = onChange;
@@ -37,6 +38,11 @@ export class SourceSupervisor {
 
   get source(): Source {
     return this.#source;
+  }
+
+  /** Opened since the start. */
+  get connections(): number {
+    return this.#connections;
   }
 
   get condition(): SourceCondition {
@@ -89,6 +95,7 @@ export class SourceSupervisor {
 
   #opened(): void {
     this.#open = true;
+    this.#connections++;
     this.#standingByReason = undefined;
     this.#outage.recovered();
     this.#onChange();

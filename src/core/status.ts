@@ -1,5 +1,8 @@
 /** What can be seen of the program from outside while it runs; read when somebody asks. */
 
+import type { LaneMeter } from "./lane_meter.ts";
+import type { SourceFigures } from "./source.ts";
+
 /**
  * - *connecting*: no connection, or not yet; tried again and again.
  * - *open*: events flow.
@@ -30,11 +33,24 @@ export interface UpstreamCondition {
 export interface SourceStatus extends SourceCondition {
   /** `notify`, `outbox` or `wal SLOT`. */
   readonly name: string;
+  readonly figures: SourceFigures;
+  /** Events taken since the start, of every channel with a binding. */
+  readonly received: ReadonlyArray<{ readonly channel: string; readonly events: number }>;
+  /** Connections after the first. */
+  readonly reconnects: number;
 }
 
 export interface UpstreamStatus extends UpstreamCondition {
   readonly name: string;
   readonly kind: string;
+  /** Events sent and not answered. */
+  readonly inFlightEvents: number;
+  /** Events taken and not acknowledged, those in flight included; their payloads and what they cost beside. */
+  readonly pendingEvents: number;
+  readonly pendingBytes: number;
+  readonly reconnects: number;
+  /** Undefined where nothing is measured. */
+  readonly meter: LaneMeter | undefined;
 }
 
 export interface BridgeStatus {

@@ -8,7 +8,6 @@ export interface HealthReport {
   readonly status: Readiness;
   /** One line for each source and upstream that is not open. */
   readonly reasons: readonly string[];
-  readonly bridges: readonly BridgeStatus[];
 }
 
 /**
@@ -33,7 +32,7 @@ export function healthReport(bridges: readonly BridgeStatus[], stopping: boolean
     }
   }
   const status = stopping ? "stopping" : waits ? "not ready" : standsBy ? "standing by" : "ready";
-  return { status, reasons, bridges };
+  return { status, reasons };
 }
 
 function reasonText(part: string, { state, reason }: { readonly state: string; readonly reason: string | undefined }) {

@@ -2,7 +2,9 @@
 
 import type { HttpConfig } from "../config/config.ts";
 import type { BridgeStatus } from "../core/status.ts";
+import { VERSION } from "../version.ts";
 import { type HealthReport, healthReport } from "./health.ts";
+import { METRICS_TYPE, metricsText } from "./metrics.ts";
 import type { Handler } from "./server.ts";
 import { TokenGuard } from "./token.ts";
 
@@ -32,6 +34,12 @@ export function makeHandler({ token }: HttpConfig, observe: () => Observed): Han
       }
     }
     if (guard !== undefined && !guard.admits(request.headers.get("authorization"))) return unauthorized(request);
+    switch (url.pathname) {
+      case "/metrics":
+        return new Response(metricsText(bridges, VERSION, Date.now()), {
+          headers: { ...COMMON_HEADERS, "content-type": METRICS_TYPE },
+        });
+    }
     return text(404, "there is no such page here");
   };
 }

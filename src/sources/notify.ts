@@ -5,7 +5,7 @@ import { sleep, unlessAborted } from "../core/backoff.ts";
 import { PermanentError, StandingByError, TransientError } from "../core/errors.ts";
 import type { Event } from "../core/event.ts";
 import { parseNotification } from "../core/notification.ts";
-import type { Completion, RunOptions, Sink, Source } from "../core/source.ts";
+import type { Completion, RunOptions, Sink, Source, SourceFigures } from "../core/source.ts";
 import type { Logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { quoteIdentifier } from "../postgres/protocol.ts";
@@ -85,6 +85,14 @@ export class NotifySource implements Source {
   constructor(options: NotifySourceOptions) {
     this.#options = options;
     this.#log = options.log;
+  }
+
+  get figures(): SourceFigures {
+    return {
+      heardAtMs: this.#heardAtMs === 0 ? undefined : this.#heardAtMs,
+      droppedEvents: this.counts.dropped,
+      slot: undefined,
+    };
   }
 
   silence(nowMs: number): string | undefined {

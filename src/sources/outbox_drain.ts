@@ -89,6 +89,8 @@ export class OutboxDrain {
   #lost = false;
   /** When the statement was sent that is not answered; not where it may take long. */
   #askedAtMs: number | undefined;
+  /** When the last answer came. */
+  answeredAtMs: number | undefined;
   /** Ends the wait for the present answer. */
   #giveUp: () => void = () => {};
 
@@ -320,7 +322,10 @@ export class OutboxDrain {
     const timer = setTimeout(this.#giveUp, patienceMs);
     try {
       const answer = await Promise.race([query.then((value) => ({ value })), patience.promise]);
-      if (answer !== undefined) return answer.value;
+      if (answer !== undefined) {
+        this.answeredAtMs = Date.now();
+        return answer.value;
+      }
     } finally {
       clearTimeout(timer);
       this.#askedAtMs = undefined;

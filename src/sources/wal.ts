@@ -4,14 +4,14 @@ import { AckTracker } from "../core/ack_tracker.ts";
 import { aborted, unlessAborted } from "../core/backoff.ts";
 import { PermanentError, TransientError } from "../core/errors.ts";
 import { formatLsn } from "../core/lsn.ts";
-import type { RunOptions, Sink, Source } from "../core/source.ts";
+import type { RunOptions, Sink, SlotFigures, Source, SourceFigures } from "../core/source.ts";
 import type { SlotConfig } from "../config/config.ts";
 import type { Logger } from "../log.ts";
 import { PauseReason } from "../postgres/connection.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { ReadPacer } from "../postgres/read_pacer.ts";
 import { ReplicationSession } from "../postgres/replication.ts";
-import { SlotMonitor, type SlotReading } from "./slot_monitor.ts";
+import { SlotMonitor, type SlotReading, timeUntilLostMs } from "./slot_monitor.ts";
 import { StandbyStatusSender } from "./standby_status.ts";
 import { WalReader } from "./wal_reader.ts";
 
@@ -20,6 +20,8 @@ export interface WalSourceOptions {
   readonly slot: SlotConfig;
   /** Whether a slot that is created is synchronised to standbys. */
   readonly failover: boolean;
+  /** Whether transactions tell when they were committed, as far as wal2json does (`include-timestamp`); default false. */
+  readonly commitTimes?: boolean;
   readonly sink: Sink;
   readonly log: Logger;
 }
@@ -40,6 +42,8 @@ export class WalSource implements Source {
   /** Tables and texts that a warning was logged for. */
   readonly #noticed = new Set<string>();
   #reading: SlotReading | undefined;
+  #readingBefore: SlotReading | undefined;
+  #heardAtMs: number | undefined;
   /** Of the present connection. */
   #status: StandbyStatusSender | undefined;
 
@@ -55,6 +59,17 @@ export class WalSource implements Source {
 
   get name(): string {
     return `wal ${this.#options.slot.name}`;
+  }
+
+  get figures(): SourceFigures {
+    return { heardAtMs: this.#status?.lastReceivedMs ?? this.#heardAtMs, droppedEvents: 0, slot: this.#slotFigures };
+  }
+
+  get #slotFigures(): SlotFigures | undefined {
+    if (this.#reading === undefined) return undefined;
+    const { retainedBytes, lagBytes, safeBytes, walStatus } = this.#reading;
+    const lostInMs = timeUntilLostMs(this.#readingBefore, this.#reading);
+    return { name: this.#options.slot.name, retainedBytes, lagBytes, safeBytes, lostInMs, walStatus };
   }
 
   silence(nowMs: number): string | undefined {
@@ -78,6 +93,7 @@ export class WalSource implements Source {
       sink: this.#options.sink,
       tracker,
       transactionRecords: wantsTransactionRecords(this.#options.slot),
+      commitTimes: this.#options.commitTimes === true,
       onKeepalive: (walEnd, replyRequested) => {
         tracker.keepalive(walEnd);
         if (replyRequested) status.sendNow();
@@ -107,6 +123,7 @@ export class WalSource implements Source {
       await this.#finish(session, reader, tracker, status, options.deadline);
     } finally {
       status.stop();
+      this.#heardAtMs = status.lastReceivedMs;
       this.#status = undefined;
       ended.abort();
       await monitor;
@@ -123,7 +140,10 @@ export class WalSource implements Source {
       params: { ...this.#options.params, hosts: [session.connection.host], targetSessionAttrs: "any" },
       slot: this.#options.slot.name,
       log: this.#log,
-      onReading: (reading) => this.#reading = reading,
+      onReading: (reading) => {
+        this.#readingBefore = this.#reading;
+        this.#reading = reading;
+      },
       // While nothing is read, the end of the stream does not show on every runtime's socket.
       onInactive: (seen) =>
         giveUp(
@@ -262,6 +282,15 @@ function streamOptions(slot: SlotConfig): ReadonlyArray<readonly [string, string
 }
 
 function wantsTransactionRecords(slot: SlotConfig): boolean {
-  const given = slot.wal2jsonParams.find(([name]) => name === "include-transaction");
-  return given === undefined || !/^(0|f|false|off|no|n)$/i.test(given[1].trim());
+  return isOn(slot, "include-transaction", true);
+}
+
+/** Whether records tell when their transaction was committed. */
+export function wantsTimestamps(slot: SlotConfig): boolean {
+  return isOn(slot, "include-timestamp", false);
+}
+
+function isOn(slot: SlotConfig, parameter: string, byDefault: boolean): boolean {
+  const given = slot.wal2jsonParams.find(([name]) => name === parameter);
+  return given === undefined ? byDefault : !/^(0|f|false|off|no|n)$/i.test(given[1].trim());
 }

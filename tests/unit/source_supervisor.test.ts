@@ -17,6 +17,7 @@ function supervise(runs: readonly Run[]) {
   const source: Source = {
     name: "scripted",
     silence: () => undefined,
+    figures: { heardAtMs: undefined, droppedEvents: 0, slot: undefined },
     run: (options) => {
       const run = runs[started++];
       if (run !== undefined) return run(options);
@@ -91,6 +92,7 @@ test("a fault while stopping ends it without a word", async () => {
   const source: Source = {
     name: "scripted",
     silence: () => undefined,
+    figures: { heardAtMs: undefined, droppedEvents: 0, slot: undefined },
     run: () => {
       stop.abort();
       return Promise.reject(new PermanentError("any"));
