@@ -1,14 +1,12 @@
 /** `pg-event-proxy run`: every bridge of the configuration, until a signal. */
 
 import process from "node:process";
-import type { BridgeConfig, HttpConfig } from "../config/config.ts";
+import type { BridgeConfig } from "../config/config.ts";
 import { loadConfig, type LoadOptions } from "../config/load.ts";
 import { Bridge } from "../core/bridge.ts";
 import { ConfigError, errorText } from "../core/errors.ts";
 import { OutboxRoutes } from "../core/outbox_routes.ts";
-import type { Observed } from "../http/routes.ts";
-import type { HttpServer } from "../http/server.ts";
-import { configureLog, type Logger, logger } from "../log.ts";
+import { configureLog, type Logger, logger, RecentLines } from "../log.ts";
 import { type ConnectionParams, ConnectionUriError, parseConnectionUri } from "../postgres/connection_uri.ts";
 import { uriEnvironment } from "../runtime.ts";
 import { versionText } from "../version.ts";
@@ -17,10 +15,13 @@ import { versionText } from "../version.ts";
 export async function runCommand(options: LoadOptions): Promise<number> {
   const { config } = loadConfig(options);
   const connections = parseConnections(config.bridges);
-  const eventLog = configureLog(config.log);
+  const recentLines = config.http.listen === undefined ? undefined : new RecentLines();
+  const eventLog = configureLog(config.log, recentLines);
   process.on("SIGHUP", () => {
     eventLog.toggle();
-    logger().info("SIGHUP: every event is now {told} (level debug)", { told: eventLog.enabled ? "logged" : "left out" });
+    logger().info("SIGHUP: every event is now {told} (level debug)", {
+      told: eventLog.enabled ? "logged" : "left out",
+    });
   });
   const log = logger();
   log.info("pg-event-proxy {version} starts with {bridges}", {
@@ -36,10 +37,11 @@ export async function runCommand(options: LoadOptions): Promise<number> {
     announced = true;
     log.info("ready: every source and upstream is connected");
   };
-  const http = await startHttp(config.http, log, () => ({
-    bridges: bridges.map((bridge) => bridge.status),
-    stopping: stop.stopping.aborted,
-  }));
+  const observe = () => ({ bridges: bridges.map((bridge) => bridge.status), stopping: stop.stopping.aborted });
+  const { listen } = config.http;
+  const http = listen === undefined || recentLines === undefined
+    ? undefined
+    : await (await import("../http/mod.ts")).startHttp({ config: config.http, listen, observe, recentLines, log });
   const telling = { metered: http !== undefined, eventLog };
   const outboxRoutes = new OutboxRoutes();
   bridges = await Promise.all(
@@ -55,23 +57,6 @@ export async function runCommand(options: LoadOptions): Promise<number> {
   }
   log.info("stopped");
   return 0;
-}
-
-/** Nothing of it is loaded unless it is configured. */
-async function startHttp(
-  config: HttpConfig,
-  log: Logger,
-  observe: () => Observed,
-): Promise<HttpServer | undefined> {
-  if (config.listen === undefined) return undefined;
-  const [{ HttpServer }, { makeHandler }] = await Promise.all([
-    import("../http/server.ts"),
-    import("../http/routes.ts"),
-  ]);
-  const server = await HttpServer.listen(config.listen, makeHandler(config, observe));
-  const { host, port } = server.address;
-  log.info("answering HTTP at {host} port {port}", { host, port });
-  return server;
 }
 
 /** Of each bridge, in their order. Throws ConfigError. */

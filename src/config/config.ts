@@ -28,6 +28,8 @@ export interface HttpConfig {
   readonly listen: ListenAddress | undefined;
   /** What a request for anything but the state of health must show; undefined: nothing. */
   readonly token: string | undefined;
+  /** Whether the status page shows routing keys and payloads. */
+  readonly showPayloads: boolean;
 }
 
 /** One database and the upstreams that its events go to. */

@@ -482,7 +482,7 @@ export const KEYS = [
     type: "listen",
     defaultText: "off",
     example: "127.0.0.1:8080",
-    text: "Where to answer for health; a port alone means 127.0.0.1",
+    text: "Where to answer with health, metrics and the status page; a port alone means 127.0.0.1",
   },
   {
     section: "http",
@@ -491,6 +491,13 @@ export const KEYS = [
     secret: true,
     example: "a-long-random-text",
     text: "What requests must show as `Authorization: Bearer …`, but for `/health/live` and `/health/ready`",
+  },
+  {
+    section: "http",
+    name: "show_payloads",
+    type: "boolean",
+    default: "false",
+    text: "Show routing key and payload of the last event of each upstream on the status page",
   },
   {
     section: "log",

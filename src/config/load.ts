@@ -63,7 +63,7 @@ export function loadConfig({ file, env, readFile }: LoadOptions): LoadedConfig {
 
 function loadHttp(loading: Loading): HttpConfig {
   const section = read(loading, find(loading, "http", "http"), "http", "http");
-  const { listen, token } = asValues<HttpValues>(section.values);
+  const { listen, token, show_payloads: showPayloads } = asValues<HttpValues>(section.values);
   // What a client can put into the header: RFC 6750, section 2.1, and every visible character beside.
   if (token !== undefined && !/^[\x21-\x7e]+$/.test(token)) {
     loading.problems.push(
@@ -71,7 +71,7 @@ function loadHttp(loading: Loading): HttpConfig {
         "Authorization header can carry; write letters, digits and signs",
     );
   }
-  return { listen, token };
+  return { listen, token, showPayloads };
 }
 
 /** What is being loaded, and what is found on the way. */

@@ -2,10 +2,14 @@
 
 import type { HttpConfig } from "../config/config.ts";
 import type { BridgeStatus } from "../core/status.ts";
-import { VERSION } from "../version.ts";
+import type { RecentLines } from "../log.ts";
+import { VERSION, versionText } from "../version.ts";
 import { type HealthReport, healthReport } from "./health.ts";
 import { METRICS_TYPE, metricsText } from "./metrics.ts";
+import { PAGE_HTML, PAGE_POLICY } from "./page/page.ts";
+import type { Recorder } from "./recorder.ts";
 import type { Handler } from "./server.ts";
+import { MAX_STREAMS, statusStream } from "./stream.ts";
 import { TokenGuard } from "./token.ts";
 
 /** What the answers are made of; asked for at each request. */
@@ -15,33 +19,42 @@ export interface Observed {
   readonly stopping: boolean;
 }
 
-const COMMON_HEADERS = { "cache-control": "no-store", "x-content-type-options": "nosniff" };
+export interface HandlerOptions {
+  readonly config: HttpConfig;
+  readonly observe: () => Observed;
+  readonly recorder: Recorder;
+  readonly recentLines: RecentLines;
+}
 
-export function makeHandler({ token }: HttpConfig, observe: () => Observed): Handler {
+export function makeHandler(options: HandlerOptions): Handler {
+  const { config: { token }, observe } = options;
   const guard = token === undefined ? undefined : new TokenGuard(token);
   return (request) => {
     if (request.method !== "GET" && request.method !== "HEAD") {
       return text(405, "only GET and HEAD are answered here", { allow: "GET, HEAD" });
     }
     const url = new URL(request.url);
-    const { bridges, stopping } = observe();
-    switch (url.pathname) {
-      case "/health/live":
-        return health(200, healthReport(bridges, stopping), "live");
-      case "/health/ready": {
-        const report = healthReport(bridges, stopping);
-        return health(isReady(report, url) ? 200 : 503, report);
-      }
-    }
+    if (url.pathname === "/health/live" || url.pathname === "/health/ready") return health(url, observe());
     if (guard !== undefined && !guard.admits(request.headers.get("authorization"))) return unauthorized(request);
     switch (url.pathname) {
+      case "/":
+        return body(PAGE_HTML, "text/html; charset=utf-8", { "content-security-policy": PAGE_POLICY });
       case "/metrics":
-        return new Response(metricsText(bridges, VERSION, Date.now()), {
-          headers: { ...COMMON_HEADERS, "content-type": METRICS_TYPE },
-        });
+        return body(metricsText(observe().bridges, VERSION, Date.now()), METRICS_TYPE);
+      case "/stream":
+        return stream(request, options);
+      default:
+        return text(404, "there is no such page here: /, /metrics, /health/live, /health/ready");
     }
-    return text(404, "there is no such page here");
   };
+}
+
+/** An instance that answers at all is live, whatever it waits for. */
+function health(url: URL, { bridges, stopping }: Observed): Response {
+  const report = healthReport(bridges, stopping);
+  const isLive = url.pathname === "/health/live";
+  const code = isLive || isReady(report, url) ? 200 : 503;
+  return body(`${JSON.stringify(isLive ? { live: true, ...report } : report)}\n`, "application/json", {}, code);
 }
 
 /** A roll-out that waits for new instances while the old one does the work asks with `?standby=ok`. */
@@ -49,13 +62,12 @@ function isReady({ status }: HealthReport, url: URL): boolean {
   return status === "ready" || (status === "standing by" && url.searchParams.get("standby") === "ok");
 }
 
-/** An instance that answers at all is live, whatever it waits for: `live` stands beside the state then. */
-function health(code: number, report: HealthReport, live?: "live"): Response {
-  const body = live === undefined ? report : { live: true, ...report };
-  return new Response(`${JSON.stringify(body)}\n`, {
-    status: code,
-    headers: { ...COMMON_HEADERS, "content-type": "application/json" },
-  });
+function stream(request: Request, { config, observe, recorder, recentLines }: HandlerOptions): Response {
+  if (recorder.listeners >= MAX_STREAMS) return text(503, `${MAX_STREAMS} pages are open already`);
+  // Who asks for the head only must not leave a stream behind.
+  if (request.method === "HEAD") return body("", "text/event-stream");
+  const options = { observe, recorder, recentLines, version: versionText(), showPayloads: config.showPayloads };
+  return new Response(statusStream(options), { headers: headersOf("text/event-stream") });
 }
 
 /** A browser is asked for a password, any other client for the token. */
@@ -67,9 +79,21 @@ function unauthorized(request: Request): Response {
   });
 }
 
-function text(code: number, message: string, headers: Readonly<Record<string, string>> = {}): Response {
-  return new Response(`${message}\n`, {
-    status: code,
-    headers: { ...COMMON_HEADERS, "content-type": "text/plain; charset=utf-8", ...headers },
-  });
+type Headers = Readonly<Record<string, string>>;
+
+function text(code: number, message: string, headers: Headers = {}): Response {
+  return body(`${message}\n`, "text/plain; charset=utf-8", headers, code);
+}
+
+function body(content: string, type: string, headers: Headers = {}, code = 200): Response {
+  return new Response(content, { status: code, headers: { ...headersOf(type), ...headers } });
+}
+
+function headersOf(type: string): Headers {
+  return {
+    "content-type": type,
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+  };
 }

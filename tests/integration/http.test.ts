@@ -29,7 +29,7 @@ scenario("the token guards everything but health", async (scope) => {
     await response.text();
     return response.status;
   };
-  for (const path of ["/", "/metrics", "/nothing", "/health", "/health/live/"]) {
+  for (const path of ["/", "/metrics", "/stream", "/nothing", "/health", "/health/live/"]) {
     assert.equal(await status(undefined, path), 401, path);
   }
   for (const wrong of ["Bearer", "Bearer x", "Bearer s3cret/+", "Bearer s3cret/+~x", "s3cret/+~", basic("u:x")]) {

@@ -107,7 +107,7 @@ const IN_ENVIRONMENT: Array<[base: Env, faults: Env, problem: string]> = [
     "PGPROXY_HTTP-TOKEN: the value (secret, not shown) holds a blank or a character beyond ASCII, which no " +
     "Authorization header can carry; write letters, digits and signs",
   ],
-  [MQTT, { "PGPROXY_HTTP-PORT": "1" }, "PGPROXY_HTTP-PORT: unknown key; known here: listen, token"],
+  [MQTT, { "PGPROXY_HTTP-PORT": "1" }, "PGPROXY_HTTP-PORT: unknown key; known here: listen, token, show_payloads"],
   [
     MQTT,
     { "PGPROXY_UPSTREAM-KIND": "mqtt" },

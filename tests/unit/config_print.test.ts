@@ -89,6 +89,8 @@ protocol_version=4
 insecure_skip_verify=false
 
 [http]
+# default
+show_payloads=false
 
 [log]
 # from PGPROXY_LOG-LEVEL
