@@ -56,3 +56,27 @@ export function rawRequest(base: string, bytes: string, timeoutMs = 30_000): Pro
     });
   });
 }
+
+/** The text of `/metrics`. */
+export async function scrape(base: string): Promise<string> {
+  const response = await fetch(`${base}/metrics`, { signal: AbortSignal.timeout(5_000) });
+  if (response.status !== 200) throw new Error(`/metrics answered ${response.status}`);
+  return await response.text();
+}
+
+/** The sum over all samples of a metric whose labels are as wanted; undefined where there is none. */
+export function metricIn(
+  text: string,
+  name: string,
+  wanted: Readonly<Record<string, string>> = {},
+): number | undefined {
+  const values = text.split("\n").flatMap((line) => {
+    const match = /^([a-z_]+)(?:\{(.*)\})? (\S+)$/.exec(line);
+    if (match === null || match[1] !== name) return [];
+    const labels = Object.fromEntries(
+      [...(match[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map((m) => [m[1], m[2]]),
+    );
+    return Object.entries(wanted).every(([label, value]) => labels[label] === value) ? [Number(match[3])] : [];
+  });
+  return values.length === 0 ? undefined : values.reduce((sum, value) => sum + value, 0);
+}
