@@ -33,7 +33,7 @@ export interface SourceFigures {
   readonly heardAtMs: number | undefined;
   /** Events given up since the start, because no memory was left for them. */
   readonly droppedEvents: number;
-  /** Undefined where there is no slot, and before the server was first asked for it. */
+  /** Undefined where there is no slot, and where nothing was heard of it for a minute. */
   readonly slot: SlotFigures | undefined;
 }
 

@@ -107,11 +107,6 @@ function writeSlots(text: MetricsText, sources: Sources): void {
     "Time until the slot is lost if WAL goes on being written as in the last 15 s; absent while nothing is written.",
     each((slot) => slot.lostInMs === undefined ? undefined : slot.lostInMs / 1000),
   );
-  text.gauge(
-    "slot_lost",
-    "Whether PostgreSQL has given up the slot.",
-    each((slot) => Number(slot.walStatus === "lost")),
-  );
 }
 
 function writeUpstreams(text: MetricsText, upstreams: Upstreams): void {

@@ -30,6 +30,8 @@ export interface WalSourceOptions {
 const END_OF_COPY_PATIENCE_MS = 1_000;
 /** Creating a slot waits for running transactions; after this long the log says so. */
 const SLOT_PATIENCE_MS = 5_000;
+/** What was read of the slot longer ago tells nothing of it any more: it is read every 15 s. */
+const READING_VALID_MS = 60_000;
 /** How long a server that shuts down waits for acknowledgements before it is let go. */
 const LET_GO_MS = 300;
 
@@ -66,7 +68,7 @@ export class WalSource implements Source {
   }
 
   get #slotFigures(): SlotFigures | undefined {
-    if (this.#reading === undefined) return undefined;
+    if (this.#reading === undefined || Date.now() - this.#reading.atMs > READING_VALID_MS) return undefined;
     const { retainedBytes, lagBytes, safeBytes, walStatus } = this.#reading;
     const lostInMs = timeUntilLostMs(this.#readingBefore, this.#reading);
     return { name: this.#options.slot.name, retainedBytes, lagBytes, safeBytes, lostInMs, walStatus };
