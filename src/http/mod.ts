@@ -4,7 +4,7 @@ import type { HttpConfig, ListenAddress } from "../config/config.ts";
 import type { Logger, RecentLines } from "../log.ts";
 import { Recorder } from "./recorder.ts";
 import { makeHandler, type Observed } from "./routes.ts";
-import { HttpServer } from "./server.ts";
+import { HttpServer, isLoopback } from "./server.ts";
 
 export interface HttpOptions {
   readonly config: HttpConfig;
@@ -37,6 +37,5 @@ export async function startHttp(options: HttpOptions): Promise<{ close(): void }
 
 function guardText({ token }: HttpConfig, host: string): string {
   if (token !== undefined) return ", guarded by the token";
-  const isLocal = /^(?:127\.|::1$)/.test(host);
-  return isLocal ? "" : ", without a token: whoever can reach it sees metrics and errors (token in [http])";
+  return isLoopback(host) ? "" : ", without a token: whoever can reach it sees metrics and errors (token in [http])";
 }

@@ -8,7 +8,7 @@ import { type HealthReport, healthReport } from "./health.ts";
 import { METRICS_TYPE, metricsText } from "./metrics.ts";
 import { PAGE_HTML, PAGE_POLICY } from "./page/page.ts";
 import type { Recorder } from "./recorder.ts";
-import type { Handler } from "./server.ts";
+import { type Handler, isLoopback } from "./server.ts";
 import { MAX_STREAMS, statusStream } from "./stream.ts";
 import { TokenGuard } from "./token.ts";
 
@@ -29,6 +29,7 @@ export interface HandlerOptions {
 export function makeHandler(options: HandlerOptions): Handler {
   const { config: { token }, observe } = options;
   const guard = token === undefined ? undefined : new TokenGuard(token);
+  const isLocal = token === undefined && isLoopback(options.config.listen?.host ?? "");
   return (request) => {
     if (request.method !== "GET" && request.method !== "HEAD") {
       return text(405, "only GET and HEAD are answered here", { allow: "GET, HEAD" });
@@ -36,6 +37,9 @@ export function makeHandler(options: HandlerOptions): Handler {
     const url = new URL(request.url);
     if (url.pathname === "/health/live" || url.pathname === "/health/ready") return health(url, observe());
     if (guard !== undefined && !guard.admits(request.headers.get("authorization"))) return unauthorized(request);
+    if (isLocal && !isLocalName(request.headers.get("host") ?? "")) {
+      return text(403, "this address is for this machine only: call it localhost, or set a token in [http]");
+    }
     switch (url.pathname) {
       case "/":
         return body(PAGE_HTML, "text/html; charset=utf-8", { "content-security-policy": PAGE_POLICY });
@@ -47,6 +51,14 @@ export function makeHandler(options: HandlerOptions): Handler {
         return text(404, "there is no such page here: /, /metrics, /health/live, /health/ready");
     }
   };
+}
+
+/**
+ * A page of some other site may have its own name resolved to 127.0.0.1, and a browser of this machine then lets it read
+ * the answers. It cannot have itself called by an address or by `localhost`.
+ */
+function isLocalName(host: string): boolean {
+  return /^(?:localhost|[\d.]+|\[[\da-f:.]+\])(?::\d+)?$/i.test(host);
 }
 
 /** An instance that answers at all is live, whatever it waits for. */

@@ -10,7 +10,7 @@ export type Handler = (request: Request) => Response | Promise<Response>;
 
 /** Requests are small and without a body; whoever takes longer or sends more is cut off. */
 const MAX_HEADER_BYTES = 16_384;
-const REQUEST_TIMEOUT_MS = 5_000;
+const REQUEST_TIMEOUT_MS = 3_000;
 const CHECK_INTERVAL_MS = 1_000;
 const KEEP_ALIVE_MS = 10_000;
 const MAX_CONNECTIONS = 100;
@@ -55,6 +55,11 @@ export class HttpServer {
     this.#server.close();
     this.#server.closeAllConnections();
   }
+}
+
+/** Whether nobody but this machine can reach it. */
+export function isLoopback(host: string): boolean {
+  return /^(?:127\.|::1$|localhost$)/i.test(host);
 }
 
 function cannotListen(host: string, port: number, error: unknown): PermanentError {

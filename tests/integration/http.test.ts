@@ -1,10 +1,11 @@
 /** Health and who may ask for what, over HTTP. */
 
 import assert from "node:assert/strict";
+import process from "node:process";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { health, httpBase, LISTEN_ENV, rawRequest, waitForHealth } from "../support/http.ts";
 import { runProxy } from "../support/proxy.ts";
-import { bridgeEnv, scenario, type Scope, uniqueName } from "../support/scenario.ts";
+import { bridgeEnv, printedEvents, scenario, type Scope, uniqueName, waitForPrinted } from "../support/scenario.ts";
 import { startPostgres, startRedis } from "../support/servers.ts";
 
 async function terminalEnv(scope: Scope): Promise<Record<string, string>> {
@@ -44,17 +45,22 @@ scenario("the token guards everything but health", async (scope) => {
   assert.ok(!proxy.stderr.includes("s3cret"));
 });
 
-scenario("slow and oversized requests are cut off", async (scope) => {
+scenario("slow and oversized requests are cut off, and other sites' pages sent away", async (scope) => {
   const proxy = scope.proxy({ env: await terminalEnv(scope) });
   const base = await httpBase(proxy);
-  const [silent, slow, large, body] = await Promise.all([
+  const get = (headers: string) => rawRequest(base, `GET /metrics HTTP/1.1\r\nConnection: close\r\n${headers}`);
+  const [silent, slow, large, body, foreign, own] = await Promise.all([
     rawRequest(base, ""),
-    rawRequest(base, "GET /health/live HTTP/1.1\r\nHost: x\r\nX: "),
-    rawRequest(base, `GET /health/live HTTP/1.1\r\nHost: x\r\nX: ${"x".repeat(50_000)}\r\n\r\n`),
-    rawRequest(base, "GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nabc"),
+    get("Host: localhost\r\nX: "),
+    get(`Host: localhost\r\nX: ${"x".repeat(50_000)}\r\n\r\n`),
+    get("Host: localhost\r\nContent-Length: 1000000000\r\n\r\nabc"),
+    get("Host: example.com\r\n\r\n"),
+    get("Host: localhost:1\r\n\r\n"),
   ]);
   assert.ok(!/^HTTP\/1\.1 200/.test(silent + slow + large), "none of them was a request");
   assert.match(body, /^HTTP\/1\.1 413/);
+  assert.match(foreign, /^HTTP\/1\.1 403/);
+  assert.match(own, /^HTTP\/1\.1 200/);
   const posted = await fetch(`${base}/health/live`, { method: "POST" });
   assert.equal(posted.status, 405);
   assert.equal((await health(base, "/health/live")).code, 200);
@@ -110,7 +116,7 @@ scenario("an upstream that is away, and one that comes back", async (scope) => {
 });
 
 scenario("a connection that is open but silent is not ready", async (scope) => {
-  const server = scope.keep(await startPostgres({ settings: { wal_sender_timeout: "16s" } }));
+  const server = scope.keep(await startPostgres({ settings: { wal_sender_timeout: "12s" } }));
   const database = await scope.database(server);
   const proxy = scope.proxy({
     env: { ...bridgeEnv({ uri: database.uri, kind: "stdout", bindings: "wal2json->topic:t" }), ...LISTEN_ENV },
@@ -128,6 +134,53 @@ scenario("a connection that is open but silent is not ready", async (scope) => {
     server.thaw();
   }
   await waitForHealth(base, ({ code }) => code === 200);
+});
+
+scenario("contents are streamed to the page only when asked for", async (scope) => {
+  const { uri, sql } = await scope.database();
+  const env = { ...bridgeEnv({ uri, kind: "stdout", bindings: "events->topic:t" }), ...LISTEN_ENV };
+  for (const shown of [false, true]) {
+    const proxy = await scope.readyProxy({ env: { ...env, "PGPROXY_HTTP-SHOW_PAYLOADS": String(shown) } });
+    const base = await httpBase(proxy);
+    await sql`notify events, 'a key|a secret text'`;
+    await waitForPrinted(proxy, 1);
+    const stop = new AbortController();
+    const response = await fetch(`${base}/stream`, { signal: stop.signal });
+    assert.equal(response.headers.get("content-type"), "text/event-stream");
+    let text = "";
+    for await (const chunk of response.body!) {
+      text += Buffer.from(chunk).toString();
+      if (/"last":\{[^}]*\}.*\n\n/.test(text)) break;
+    }
+    stop.abort();
+    assert.match(text, /^event: history\ndata: .*\n\nevent: status\n/);
+    assert.equal(text.includes("a secret text") && text.includes('"routingKey":"a key"'), shown);
+    await proxy.stop();
+  }
+});
+
+scenario("SIGHUP has every event logged, without its contents, and ends it again", async (scope) => {
+  const { uri, sql } = await scope.database();
+  const proxy = await scope.readyProxy({ env: bridgeEnv({ uri, kind: "stdout", bindings: "events->topic:t" }) });
+  const send = async (count: number) => {
+    await sql`notify events, 'a key|a secret text'`;
+    await waitForPrinted(proxy, count);
+  };
+  await send(1);
+  process.kill(proxy.pid, "SIGHUP");
+  await proxy.waitForLog(/every event is now logged/);
+  await send(2);
+  const { json, text } = await proxy.waitForLog(/delivered event/);
+  assert.deepEqual(
+    [json?.level, json?.channel, json?.target, json?.bytes, json?.id],
+    ["debug", "events", "topic:t", 13, printedEvents(proxy)[1]?.id],
+  );
+  assert.ok(!text.includes("secret") && !text.includes("a key"));
+  process.kill(proxy.pid, "SIGHUP");
+  await proxy.waitForLog(/left out/);
+  await send(3);
+  assert.equal((await proxy.stop()).code, 0);
+  assert.equal(proxy.log.filter(({ text }) => text.includes("delivered event")).length, 1);
 });
 
 scenario("it is off unless it is configured", async (scope) => {
