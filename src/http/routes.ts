@@ -82,9 +82,9 @@ function stream(request: Request, { config, observe, recorder, recentLines }: Ha
   return new Response(statusStream(options), { headers: headersOf("text/event-stream") });
 }
 
-/** A browser is asked for a password, any other client for the token. */
+/** A browser, which asks for the page and then for its stream, is asked for a password; any other client for the token. */
 function unauthorized(request: Request): Response {
-  const isBrowser = (request.headers.get("accept") ?? "").includes("text/html");
+  const isBrowser = /text\/(?:html|event-stream)/.test(request.headers.get("accept") ?? "");
   const challenge = isBrowser ? 'Basic realm="pg-event-proxy", charset="UTF-8"' : 'Bearer realm="pg-event-proxy"';
   return text(401, "the token is missing or wrong: Authorization: Bearer TOKEN, as token in [http] says", {
     "www-authenticate": challenge,

@@ -66,7 +66,8 @@ function duration(ms) {
 
 function latency(ms) {
   if (ms === null || ms === undefined) return "–";
-  return ms < 10 ? `${ms.toFixed(1)} ms` : duration(ms);
+  if (ms < 10) return `${Number(ms.toFixed(1))} ms`;
+  return ms >= 1000 && ms < 10_000 ? `${Number((ms / 1000).toFixed(1))} s` : duration(ms);
 }
 
 // --- the flow ---------------------------------------------------------------------------------------------------------
