@@ -1,5 +1,6 @@
 /** What is told of the deliveries of one lane where somebody may ask: by channel, how long, and the last one. */
 
+import { setImmediate } from "node:timers";
 import type { Event } from "./event.ts";
 import { LatencyHistogram } from "./latency.ts";
 import type { Completion } from "./source.ts";
@@ -16,8 +17,8 @@ export interface ChannelCounts {
 }
 
 /**
- * Counts in place, one call an event. The clock is read once for all that a chunk of the upstream's socket acknowledged:
- * those calls come one after the other, before the next microtask.
+ * Counts in place, one call an event. The clock is read once in a turn of the event loop, which is as long as the chunks
+ * take that the sockets had to give: a few milliseconds under full load.
  */
 export class LaneMeter {
   readonly channels = new Map<string, ChannelCounts>();
@@ -40,7 +41,7 @@ export class LaneMeter {
     this.lastDelivered = event.payload.length <= MAX_KEPT_BYTES ? event : undefined;
     if (this.#nowMs === 0) {
       this.#nowMs = Date.now();
-      queueMicrotask(this.#forgetNow);
+      setImmediate(this.#forgetNow);
     }
     const { committedAtMs } = completion;
     if (committedAtMs === undefined) this.sinceReceipt.record(this.#nowMs - event.receivedAtMs);
