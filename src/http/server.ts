@@ -80,12 +80,11 @@ async function answer(handler: Handler, incoming: IncomingMessage, outgoing: Ser
     }
     const response = await handler(toRequest(incoming, gone.signal));
     outgoing.writeHead(response.status, Object.fromEntries(response.headers));
-    if (response.body === null || incoming.method === "HEAD") {
-      await response.body?.cancel();
-      outgoing.end();
-    } else {
-      await send(response.body, outgoing, gone.signal);
+    if (response.body !== null && incoming.method !== "HEAD") {
+      return await send(response.body, outgoing, gone.signal);
     }
+    await response.body?.cancel();
+    outgoing.end();
   } catch {
     if (outgoing.headersSent) outgoing.destroy();
     else reply(outgoing, 500, "the request could not be answered\n");
@@ -114,13 +113,19 @@ function toRequest(incoming: IncomingMessage, signal: AbortSignal): Request {
 
 async function send(body: ReadableStream<Uint8Array>, outgoing: ServerResponse, gone: AbortSignal): Promise<void> {
   const reader = body.getReader();
-  gone.addEventListener("abort", () => void reader.cancel().catch(() => {}));
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done || gone.aborted) break;
-    if (!outgoing.write(value)) await drained(outgoing, gone);
+  const cancel = () => void reader.cancel().catch(() => {});
+  gone.addEventListener("abort", cancel);
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done || gone.aborted) break;
+      if (!outgoing.write(value)) await drained(outgoing, gone);
+    }
+    outgoing.end();
+  } finally {
+    // Also where the client was gone before the first byte: nobody else would tell the stream.
+    cancel();
   }
-  outgoing.end();
 }
 
 /** A client that does not read is cut off. */

@@ -7,6 +7,7 @@ import { health, httpBase, LISTEN_ENV, rawRequest, waitForHealth } from "../supp
 import { runProxy } from "../support/proxy.ts";
 import { bridgeEnv, printedEvents, scenario, type Scope, uniqueName, waitForPrinted } from "../support/scenario.ts";
 import { startPostgres, startRedis } from "../support/servers.ts";
+import { until } from "../support/wait.ts";
 
 async function terminalEnv(scope: Scope): Promise<Record<string, string>> {
   const database = await scope.database();
@@ -39,6 +40,9 @@ scenario("the token guards everything but health", async (scope) => {
   for (const right of ["Bearer s3cret/+~", "bearer  s3cret/+~", basic("u:s3cret/+~"), basic(":s3cret/+~")]) {
     assert.equal(await status(right), 404, right);
   }
+  const page = await fetch(base, { headers: { authorization: "Bearer s3cret/+~" } });
+  assert.equal(page.status, 200);
+  assert.ok((await page.arrayBuffer()).byteLength < 100_000, "the page is in one small piece");
   const asked = await fetch(base, { headers: { accept: "text/html" } });
   assert.match(asked.headers.get("www-authenticate") ?? "", /^Basic /);
   assert.ok(!(await asked.text()).includes("s3cret"));
@@ -157,6 +161,25 @@ scenario("contents are streamed to the page only when asked for", async (scope) 
     assert.equal(text.includes("a secret text") && text.includes('"routingKey":"a key"'), shown);
     await proxy.stop();
   }
+});
+
+scenario("pages beyond the twentieth are refused, and those that are closed make room", async (scope) => {
+  const proxy = scope.proxy({ env: await terminalEnv(scope) });
+  const url = `${await httpBase(proxy)}/stream`;
+  const stop = new AbortController();
+  const open = () => fetch(url, { signal: stop.signal });
+  const opened = await Promise.all(Array.from({ length: 20 }, open));
+  assert.deepEqual(new Set(opened.map(({ status }) => status)), new Set([200]));
+  assert.equal((await fetch(url)).status, 503);
+  stop.abort();
+  await until(async () => {
+    const again = new AbortController();
+    const { status } = await fetch(url, { signal: again.signal });
+    again.abort();
+    return status === 200;
+  }, { what: "room for another page" });
+  const { code } = await proxy.stop();
+  assert.equal(code, 0);
 });
 
 scenario("SIGHUP has every event logged, without its contents, and ends it again", async (scope) => {
