@@ -6,7 +6,7 @@ import { loadConfig, type LoadOptions } from "../config/load.ts";
 import { Bridge } from "../core/bridge.ts";
 import { ConfigError, errorText } from "../core/errors.ts";
 import { OutboxRoutes } from "../core/outbox_routes.ts";
-import { configureLog, type Logger, logger } from "../log.ts";
+import { configureLog, type Logger, logger, RecentLines } from "../log.ts";
 import { type ConnectionParams, ConnectionUriError, parseConnectionUri } from "../postgres/connection_uri.ts";
 import { uriEnvironment } from "../runtime.ts";
 import { versionText } from "../version.ts";
@@ -15,7 +15,14 @@ import { versionText } from "../version.ts";
 export async function runCommand(options: LoadOptions): Promise<number> {
   const { config } = loadConfig(options);
   const connections = parseConnections(config.bridges);
-  configureLog(config.log);
+  const recentLines = config.http.listen === undefined ? undefined : new RecentLines();
+  const eventLog = configureLog(config.log, recentLines);
+  process.on("SIGHUP", () => {
+    eventLog.toggle();
+    logger().info("SIGHUP: every event is now {told} (level debug)", {
+      told: eventLog.enabled ? "logged" : "left out",
+    });
+  });
   const log = logger();
   log.info("pg-event-proxy {version} starts with {bridges}", {
     version: versionText(),
@@ -30,15 +37,23 @@ export async function runCommand(options: LoadOptions): Promise<number> {
     announced = true;
     log.info("ready: every source and upstream is connected");
   };
+  const observe = () => ({ bridges: bridges.map((bridge) => bridge.status), stopping: stop.stopping.aborted });
+  const { listen } = config.http;
+  const http = listen === undefined || recentLines === undefined
+    ? undefined
+    : await (await import("../http/mod.ts")).startHttp({ config: config.http, listen, observe, recentLines, log });
+  const telling = { metered: http !== undefined, eventLog };
   const outboxRoutes = new OutboxRoutes();
   bridges = await Promise.all(
-    config.bridges.map((bridge, i) => Bridge.create(bridge, connections[i]!, onChange, outboxRoutes)),
+    config.bridges.map((bridge, i) => Bridge.create(bridge, connections[i]!, onChange, outboxRoutes, telling)),
   );
   try {
     await Promise.all(bridges.map((bridge) => bridge.run(stop.stopping, stop.deadline)));
   } catch (error) {
     await Promise.all(bridges.map((bridge) => bridge.abort()));
     throw error;
+  } finally {
+    http?.close();
   }
   log.info("stopped");
   return 0;

@@ -4,6 +4,7 @@ import type { Target } from "../core/upstream.ts";
 
 export interface Config {
   readonly bridges: readonly BridgeConfig[];
+  readonly http: HttpConfig;
   readonly log: LogConfig;
 }
 
@@ -14,6 +15,21 @@ export type LogFormat = "auto" | "pretty" | "json";
 export interface LogConfig {
   readonly level: LogLevel;
   readonly format: LogFormat;
+}
+
+/** An address to listen at; port 0 takes a free one. */
+export interface ListenAddress {
+  readonly host: string;
+  readonly port: number;
+}
+
+export interface HttpConfig {
+  /** Undefined: no server. */
+  readonly listen: ListenAddress | undefined;
+  /** What a request for anything but the state of health must show; undefined: nothing. */
+  readonly token: string | undefined;
+  /** Whether the status page shows routing keys and payloads. */
+  readonly showPayloads: boolean;
 }
 
 /** One database and the upstreams that its events go to. */

@@ -52,6 +52,7 @@ export function exampleIni(): string {
       keysOf("upstream_config").filter(({ spec }) => spec.required),
       "amqp",
     ),
+    ...sectionLines("http", "[http]", keysOf("http"), undefined),
     ...sectionLines("log", "[log]", keysOf("log"), undefined),
   ];
   return lines.join("\n").trimEnd() + "\n";
@@ -169,6 +170,7 @@ function keyGroups(): KeyGroup[] {
     },
     ...own.map(({ kind, keys }) => ({ title: `Upstream of kind ${kind}`, intro: "", keys })),
     { title: "TLS to the upstream", intro: `For ${kindsWithTls().map(code).join(", ")}.`, keys: tls },
+    { title: "HTTP", intro: "Section `[http]`.", keys: keysOf("http") },
     { title: "Log", intro: "Section `[log]`.", keys: keysOf("log") },
   ];
 }
@@ -241,6 +243,8 @@ function valueText(spec: KeySpec): string {
     case "postgresql_uri":
     case "uri_reference":
       return "URI";
+    case "listen":
+      return "address";
     case "choice":
     case "path":
     case "text":

@@ -5,7 +5,7 @@
  */
 
 import type { Headers } from "../core/message_headers.ts";
-import type { Binding, SlotConfig, UpstreamKind } from "./config.ts";
+import type { Binding, ListenAddress, SlotConfig, UpstreamKind } from "./config.ts";
 
 export interface KindSpec {
   /** URI schemes without TLS; none at all where the kind takes no `uri`. */
@@ -102,7 +102,8 @@ export type KeyType =
   | "choice"
   | "uri_reference"
   | "webhook_secret"
-  | "header_list";
+  | "header_list"
+  | "listen";
 
 interface KeyCommon {
   readonly name: string;
@@ -145,7 +146,11 @@ export interface LogKey extends KeyCommon {
   readonly section: "log";
 }
 
-export type KeySpec = DatabaseKey | UpstreamKey | LogKey;
+export interface HttpKey extends KeyCommon {
+  readonly section: "http";
+}
+
+export type KeySpec = DatabaseKey | UpstreamKey | HttpKey | LogKey;
 
 const NETWORK_KINDS = ["amqp", "mqtt", "redis"] as const;
 /** Those whose TLS the `*_file` keys are for. */
@@ -507,6 +512,29 @@ export const KEYS = [
     text: "Accept any certificate: protects against nobody on the way, for tests only",
   },
   {
+    section: "http",
+    name: "listen",
+    type: "listen",
+    defaultText: "off",
+    example: "127.0.0.1:8080",
+    text: "Where to answer with health, metrics and the status page; a port alone means 127.0.0.1",
+  },
+  {
+    section: "http",
+    name: "token",
+    type: "text",
+    secret: true,
+    example: "a-long-random-text",
+    text: "What requests must show as `Authorization: Bearer …`, but for `/health/live` and `/health/ready`",
+  },
+  {
+    section: "http",
+    name: "show_payloads",
+    type: "boolean",
+    default: "false",
+    text: "Show routing key and payload of the last event of each upstream on the status page",
+  },
+  {
     section: "log",
     name: "level",
     type: "choice",
@@ -540,6 +568,7 @@ interface ValueTypes {
   uri_reference: string;
   webhook_secret: string;
   header_list: Headers;
+  listen: ListenAddress;
 }
 export type Value = ValueTypes[KeyType];
 
@@ -553,13 +582,14 @@ type Values<R extends Row> = { readonly [N in R["name"]]: ValueOf<Extract<R, { n
 
 export type DatabaseValues = Values<Extract<Row, { section: "database" }>>;
 export type UpstreamValues<K extends UpstreamKind> = Values<ForKind<Extract<Row, { section: "upstream" }>, K>>;
+export type HttpValues = Values<Extract<Row, { section: "http" }>>;
 export type LogValues = Values<Extract<Row, { section: "log" }>>;
 
-/** Section names that are no bridges. `http` is kept free for the status page. */
+/** Section names that are no bridges. */
 export const RESERVED_SECTIONS = ["database", "upstream", "http", "log"] as const;
 
-/** The sections of both forms: `[NAME]`, `[NAME.upstream_config]`; `[database]`, `[upstream.NAME]`; and `[log]`. */
-export type SectionType = "bridge" | "upstream_config" | "database" | "upstream" | "log";
+/** The sections of both forms: `[NAME]`, `[NAME.upstream_config]`; `[database]`, `[upstream.NAME]`; `[http]` and `[log]`. */
+export type SectionType = "bridge" | "upstream_config" | "database" | "upstream" | "http" | "log";
 
 export interface NamedKey {
   /** As it is written in this type of section. */
@@ -588,6 +618,7 @@ function nameIn(type: SectionType, spec: KeySpec): string | undefined {
     case "upstream":
       return spec.section === "upstream" || (spec.section === "database" && spec.perUpstream) ? spec.name : undefined;
     case "database":
+    case "http":
     case "log":
       return spec.section === type ? spec.name : undefined;
   }
@@ -598,6 +629,7 @@ const TABLES: Readonly<Record<SectionType, readonly NamedKey[]>> = {
   upstream_config: tableOf("upstream_config"),
   database: tableOf("database"),
   upstream: tableOf("upstream"),
+  http: tableOf("http"),
   log: tableOf("log"),
 };
 

@@ -1,8 +1,16 @@
 /** Reads the whole configuration: the ini file and the environment, in both forms, into one typed Config. */
 
 import { ConfigError } from "../core/errors.ts";
-import type { BridgeConfig, Config, SlotConfig, TlsConfig, UpstreamConfig, UpstreamKind } from "./config.ts";
-import type { DatabaseValues, LogValues, SectionType, UpstreamValues, Value } from "./keys.ts";
+import type {
+  BridgeConfig,
+  Config,
+  HttpConfig,
+  SlotConfig,
+  TlsConfig,
+  UpstreamConfig,
+  UpstreamKind,
+} from "./config.ts";
+import type { DatabaseValues, HttpValues, LogValues, SectionType, UpstreamValues, Value } from "./keys.ts";
 import { sectionPath } from "./names.ts";
 import { nearest } from "./nearest.ts";
 import { asKind, readSection, type SectionOrigins, type SectionValues } from "./section_values.ts";
@@ -37,6 +45,7 @@ export function loadConfig({ file, env, readFile }: LoadOptions): LoadedConfig {
   const sections = collectSections(file, env, readFile, problems);
   const loading: Loading = { sections, readFile, problems, origins: [], slotUses: [] };
   const bridges = [...loadBridges(loading), ...loadDatabase(loading)];
+  const http = loadHttp(loading);
   const log = asValues<LogValues>(read(loading, find(loading, "log", "log"), "log", "log").values);
   checkSlots(loading.slotUses, problems);
   if (problems.length === 0 && bridges.length === 0) problems.push(NOTHING_CONFIGURED);
@@ -44,7 +53,25 @@ export function loadConfig({ file, env, readFile }: LoadOptions): LoadedConfig {
     // One line each, whatever a name or a value holds.
     throw new ConfigError([...new Set(problems)].map((problem) => problem.replace(/[\r\n\0]+/g, " ")));
   }
-  return { config: { bridges, log: { level: log.level, format: log.format } }, origins: loading.origins };
+  const config: Config = {
+    bridges,
+    http,
+    log: { level: log.level, format: log.format },
+  };
+  return { config, origins: loading.origins };
+}
+
+function loadHttp(loading: Loading): HttpConfig {
+  const section = read(loading, find(loading, "http", "http"), "http", "http");
+  const { listen, token, show_payloads: showPayloads } = asValues<HttpValues>(section.values);
+  // What a client can put into the header: RFC 6750, section 2.1, and every visible character beside.
+  if (token !== undefined && !/^[\x21-\x7e]+$/.test(token)) {
+    loading.problems.push(
+      `${section.label("token")}: the value (secret, not shown) holds a blank or a character beyond ASCII, which no ` +
+        "Authorization header can carry; write letters, digits and signs",
+    );
+  }
+  return { listen, token, showPayloads };
 }
 
 /** What is being loaded, and what is found on the way. */

@@ -28,7 +28,7 @@ export function nameLike(place: Place, path: string, key: string): string {
 
 export interface SectionId {
   readonly type: SectionType;
-  /** The name of the bridge or of the upstream; the section's own for `database` and `log`. */
+  /** The name of the bridge or of the upstream; the section's own for `database`, `http` and `log`. */
   readonly name: string;
   /** `local.upstream_config` */
   readonly path: string;
@@ -39,6 +39,7 @@ export function sectionPath(type: SectionType, name: string): string {
   switch (type) {
     case "bridge":
     case "database":
+    case "http":
     case "log":
       return name;
     case "upstream_config":
@@ -53,7 +54,7 @@ export function normalizeIniSection(name: string): string {
   return name.toLowerCase().split(".").map((part) => part.trim().replaceAll("__", "-")).join(".");
 }
 
-const ANY_SECTION = "[NAME], [NAME.upstream_config], [upstream.NAME], [database] or [log]";
+const ANY_SECTION = "[NAME], [NAME.upstream_config], [upstream.NAME], [database], [http] or [log]";
 
 /** The section that a normalized name means, or what is wrong with it. */
 export function identifySection(path: string): SectionId | string {
@@ -65,12 +66,11 @@ export function identifySection(path: string): SectionId | string {
     if (second !== undefined) return { type: "upstream", name: second, path };
     return "names no upstream; wanted [upstream.NAME], as variable PGPROXY_UPSTREAM-NAME-KEY";
   }
-  if (first === "http") return "the section http is not supported by this version";
   if (first === "upstream_config") {
     return "names no bridge; wanted [NAME.upstream_config], as variable PGPROXY_NAME-UPSTREAM_CONFIG-KEY";
   }
   if (second === undefined) {
-    if (first === "database" || first === "log") return { type: first, name: first, path };
+    if (first === "database" || first === "http" || first === "log") return { type: first, name: first, path };
     const upstream = /^upstreams?[-_.](.+)$/.exec(first)?.[1];
     if (upstream !== undefined) return `is no section; did you mean [upstream.${upstream}]?`;
     return { type: "bridge", name: first, path };
@@ -172,6 +172,7 @@ function neighbours(id: SectionId): Array<{ type: SectionType; path: string }> {
       return [{ type: "upstream", path: "upstream.NAME" }];
     case "upstream":
       return [{ type: "database", path: "database" }];
+    case "http":
     case "log":
       return [];
   }

@@ -28,7 +28,7 @@ export interface Setting {
 
 export interface Section {
   readonly type: SectionType;
-  /** The name of the bridge or of the upstream; the section's own for `database` and `log`. */
+  /** The name of the bridge or of the upstream; the section's own for `database`, `http` and `log`. */
   readonly name: string;
   /** `local.upstream_config` */
   readonly path: string;

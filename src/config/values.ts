@@ -1,7 +1,7 @@
 /** Reads and writes the text of one value by the type that the key table gives it. */
 
 import { formatBridgeChannels, parseBridgeChannels } from "./bridge_channels.ts";
-import type { Binding, SlotConfig } from "./config.ts";
+import type { Binding, ListenAddress, SlotConfig } from "./config.ts";
 import type { KeySpec, Value } from "./keys.ts";
 import { didYouMean } from "./nearest.ts";
 import { parseHeaders } from "../core/message_headers.ts";
@@ -58,6 +58,7 @@ export function parseValue(spec: KeySpec, text: string): ParsedValue {
     case "integer":
     case "bytes":
     case "choice":
+    case "listen":
       return parseScalar(spec, withoutComment(text));
   }
 }
@@ -87,6 +88,8 @@ function scalar(spec: KeySpec, text: string): Value | undefined {
       return /^\d{1,15}$/.test(text) ? inRange(spec, Number(text)) : undefined;
     case "bytes":
       return inRange(spec, parseBytes(text));
+    case "listen":
+      return parseListen(text);
     default:
       return undefined;
   }
@@ -95,6 +98,18 @@ function scalar(spec: KeySpec, text: string): Value | undefined {
 function inRange(spec: KeySpec, value: number | undefined): number | undefined {
   if (value === undefined || value < (spec.min ?? 0) || value > (spec.max ?? Infinity)) return undefined;
   return value;
+}
+
+/** `8080`, `host:8080` or `[::1]:8080`. Nobody means all interfaces by leaving the host out, so that `:8080` is no address. */
+function parseListen(text: string): ListenAddress | undefined {
+  const match = /^(?:(?:\[([0-9a-f:.%]+)\]|([a-z0-9._-]+)):)?(\d{1,5})$/.exec(text);
+  const port = Number(match?.[3] ?? Infinity);
+  if (match === null || port > 65_535) return undefined;
+  return { host: match[1] ?? match[2] ?? "127.0.0.1", port };
+}
+
+function formatListen({ host, port }: ListenAddress): string {
+  return `${host.includes(":") ? `[${host}]` : host}:${port}`;
 }
 
 /** Powers of 1000 without an `i` and of 1024 with it (IEC 80000-13). */
@@ -150,6 +165,8 @@ export function allowedText(spec: KeySpec): string {
     case "broker_uri":
     case "postgresql_uri":
       return "URI";
+    case "listen":
+      return "a port (then of 127.0.0.1), host:port or [IPv6 address]:port; 0.0.0.0:port for every interface";
     case "slot_name":
       return "a-z, 0-9, _";
     case "wal2json_params":
@@ -170,6 +187,8 @@ export function formatValue(spec: KeySpec, value: Value): string {
       return formatWal2jsonParams(value as SlotConfig["wal2jsonParams"]);
     case "bridge_channels":
       return formatBridgeChannels(value as readonly Binding[]);
+    case "listen":
+      return formatListen(value as ListenAddress);
     case "bytes":
       return formatBytes(Number(value));
     default:

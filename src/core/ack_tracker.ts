@@ -18,10 +18,12 @@ class TrackedTransaction implements Transaction {
   endLsn: Lsn = NO_LSN;
   /** A keepalive's position instead of a transaction. */
   isMark = false;
+  readonly committedAtMs: number | undefined;
   readonly #tracker: AckTracker;
 
-  constructor(tracker: AckTracker) {
+  constructor(tracker: AckTracker, committedAtMs: number | undefined) {
     this.#tracker = tracker;
+    this.committedAtMs = committedAtMs;
   }
 
   retain(): void {
@@ -72,8 +74,9 @@ export class AckTracker {
     return new Promise((resolve) => this.#idleListeners.push(resolve));
   }
 
-  begin(): Transaction {
-    return this.#track();
+  /** `committedAtMs` is handed on to the transaction. */
+  begin(committedAtMs?: number): Transaction {
+    return this.#track(committedAtMs);
   }
 
   /** `endLsn` is the end of the commit record, exactly as received. */
@@ -141,8 +144,8 @@ export class AckTracker {
     this.#onConfirmed();
   }
 
-  #track(): TrackedTransaction {
-    const transaction = new TrackedTransaction(this);
+  #track(committedAtMs?: number): TrackedTransaction {
+    const transaction = new TrackedTransaction(this, committedAtMs);
     this.#transactions.push(transaction);
     return transaction;
   }

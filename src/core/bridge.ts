@@ -5,18 +5,37 @@ import { logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { NotifySource } from "../sources/notify.ts";
 import { OutboxSource } from "../sources/outbox.ts";
-import { WalSource } from "../sources/wal.ts";
+import { WalSource, wantsTimestamps } from "../sources/wal.ts";
 import { createUpstream } from "../upstreams/mod.ts";
 import { bind, fixedTargets } from "./bindings.ts";
 import { WAL_CHANNEL } from "./event.ts";
-import { Lane } from "./lane.ts";
+import { type EventLog, Lane } from "./lane.ts";
+import { LaneMeter } from "./lane_meter.ts";
 import type { OutboxRoutes } from "./outbox_routes.ts";
 import { Routes } from "./routes.ts";
 import type { Source } from "./source.ts";
 import { SourceSupervisor } from "./source_supervisor.ts";
+import type { BridgeStatus } from "./status.ts";
 
 /** How long the upstreams may take to say goodbye after the last acknowledgement, in milliseconds. */
 const CLOSE_MS = 1_000;
+
+/** What is told of the events beside the log of faults; nothing by default. */
+export interface Telling {
+  /** Whether deliveries are counted by channel and timed, for who may ask. */
+  readonly metered: boolean;
+  readonly eventLog: EventLog;
+}
+
+interface SourceOfBridge {
+  readonly source: Source;
+  readonly routes: Routes;
+}
+
+interface SupervisedSource {
+  readonly supervisor: SourceSupervisor;
+  readonly routes: Routes;
+}
 
 interface LaneOfUpstream {
   readonly config: UpstreamConfig;
@@ -26,20 +45,21 @@ interface LaneOfUpstream {
 export class Bridge {
   readonly #config: BridgeConfig;
   readonly #lanes: readonly LaneOfUpstream[];
-  readonly #supervisors: readonly SourceSupervisor[];
+  readonly #sources: readonly SupervisedSource[];
   readonly #lanesStop = new AbortController();
 
   private constructor(
     config: BridgeConfig,
     lanes: readonly LaneOfUpstream[],
-    sources: readonly Source[],
+    sources: readonly SourceOfBridge[],
     onChange: () => void,
   ) {
     this.#config = config;
     this.#lanes = lanes;
-    this.#supervisors = sources.map((source) =>
-      new SourceSupervisor(source, logger(config.name, source.name), onChange)
-    );
+    this.#sources = sources.map(({ source, routes }) => ({
+      supervisor: new SourceSupervisor(source, logger(config.name, source.name), onChange),
+      routes,
+    }));
   }
 
   /**
@@ -51,6 +71,7 @@ export class Bridge {
     params: ConnectionParams,
     onChange: () => void,
     outboxRoutes: OutboxRoutes,
+    telling?: Telling,
   ): Promise<Bridge> {
     const lanes = await Promise.all(config.upstreams.map(async (upstream) => ({
       config: upstream,
@@ -60,13 +81,15 @@ export class Bridge {
         maxInFlightBytes: upstream.maxInFlightBytes,
         onReject: upstream.onReject,
         log: logger(config.name, upstream.name),
+        meter: telling?.metered ? new LaneMeter() : undefined,
+        ...(telling === undefined ? {} : { eventLog: telling.eventLog }),
         onChange,
       }),
     })));
     const sources = [
       ...notifySources(config, params, lanes),
       ...outboxSources(config, params, lanes, outboxRoutes),
-      ...walSources(config, params, lanes),
+      ...walSources(config, params, lanes, telling?.metered === true),
     ];
     return new Bridge(config, lanes, sources, onChange);
   }
@@ -77,7 +100,31 @@ export class Bridge {
 
   /** Whether every source and every upstream is connected and nothing holds them up. */
   get ready(): boolean {
-    return this.#lanes.every(({ lane }) => lane.ready) && this.#supervisors.every((supervisor) => supervisor.open);
+    return this.#lanes.every(({ lane }) => lane.ready) && this.#sources.every(({ supervisor }) => supervisor.open);
+  }
+
+  /** A reading of now; `meter` goes on counting. */
+  get status(): BridgeStatus {
+    return {
+      name: this.name,
+      sources: this.#sources.map(({ supervisor: { source, condition, connections }, routes }) => ({
+        name: source.name,
+        ...condition,
+        figures: source.figures,
+        received: routes.received,
+        reconnects: Math.max(0, connections - 1),
+      })),
+      upstreams: this.#lanes.map(({ config, lane }) => ({
+        name: config.name,
+        kind: config.kind,
+        ...lane.condition,
+        inFlightEvents: lane.inFlight,
+        pendingEvents: lane.unsettled,
+        pendingBytes: lane.bytes,
+        reconnects: Math.max(0, lane.counts.connections - 1),
+        meter: lane.meter,
+      })),
+    };
   }
 
   /**
@@ -91,7 +138,7 @@ export class Bridge {
     );
     // A slot that is created for a bridge whose upstream is misconfigured would hold back WAL for nothing.
     await Promise.race([lanes, Promise.all(attempted.map(({ promise }) => promise))]);
-    const sources = Promise.all(this.#supervisors.map((supervisor) => supervisor.run(stopping, deadline)));
+    const sources = Promise.all(this.#sources.map(({ supervisor }) => supervisor.run(stopping, deadline)));
     await Promise.race([lanes, sources]);
     await Promise.all(this.#lanes.map(({ lane }) => lane.drained(deadline)));
     this.#lanesStop.abort();
@@ -110,7 +157,7 @@ function notifySources(
   config: BridgeConfig,
   params: ConnectionParams,
   lanes: readonly LaneOfUpstream[],
-): NotifySource[] {
+): SourceOfBridge[] {
   const routes = new Routes();
   for (const to of lanes) {
     for (const binding of to.config.bindings) {
@@ -118,16 +165,15 @@ function notifySources(
     }
   }
   if (routes.channels.length === 0) return [];
-  return [
-    new NotifySource({
-      params,
-      channels: routes.channels,
-      sink: routes,
-      log: logger(config.name, "notify"),
-      identity: identityOf(config),
-      maxBufferBytes: config.notifyBufferBytes,
-    }),
-  ];
+  const source = new NotifySource({
+    params,
+    channels: routes.channels,
+    sink: routes,
+    log: logger(config.name, "notify"),
+    identity: identityOf(config),
+    maxBufferBytes: config.notifyBufferBytes,
+  });
+  return [{ source, routes }];
 }
 
 function outboxSources(
@@ -135,7 +181,7 @@ function outboxSources(
   params: ConnectionParams,
   lanes: readonly LaneOfUpstream[],
   outboxRoutes: OutboxRoutes,
-): OutboxSource[] {
+): SourceOfBridge[] {
   if (!config.outbox) return [];
   const bound = lanes.flatMap((to) =>
     to.config.bindings.filter(({ channel }) => channel !== WAL_CHANNEL).map((binding) => ({ binding, to }))
@@ -144,13 +190,17 @@ function outboxSources(
   const { routes, drains } = outboxRoutes.of(config.postgresqlUri);
   for (const { binding, to } of bound) bind(routes, to.lane, to.config, binding);
   if (!drains) return [];
-  return [
-    new OutboxSource({ params, channels: () => routes.channels, sink: routes, log: logger(config.name, "outbox") }),
-  ];
+  const log = logger(config.name, "outbox");
+  return [{ source: new OutboxSource({ params, channels: () => routes.channels, sink: routes, log }), routes }];
 }
 
 /** One source for each slot that an upstream with a `wal2json` binding names. */
-function walSources(config: BridgeConfig, params: ConnectionParams, lanes: readonly LaneOfUpstream[]): WalSource[] {
+function walSources(
+  config: BridgeConfig,
+  params: ConnectionParams,
+  lanes: readonly LaneOfUpstream[],
+  metered: boolean,
+): SourceOfBridge[] {
   const slots = new Map<string, SlotConfig>();
   for (const { config: upstream } of lanes) {
     if (upstream.bindings.some(({ channel }) => channel === WAL_CHANNEL)) slots.set(upstream.slot.name, upstream.slot);
@@ -161,13 +211,15 @@ function walSources(config: BridgeConfig, params: ConnectionParams, lanes: reado
       if (to.config.slot.name !== slot.name) continue;
       for (const binding of to.config.bindings) bind(routes, to.lane, to.config, binding);
     }
-    return new WalSource({
+    const source = new WalSource({
       params,
       slot,
       failover: config.slotFailover,
+      commitTimes: metered && wantsTimestamps(slot),
       sink: routes,
       log: logger(config.name, `wal ${slot.name}`),
     });
+    return { source, routes };
   });
 }
 

@@ -4,9 +4,11 @@ import type { Logger } from "../log.ts";
 import { aborted, Backoff, sleep, STABLE_MS, unlessAborted } from "./backoff.ts";
 import { ChannelRejectedError, errorText, PermanentError, SilentEndError } from "./errors.ts";
 import type { Event } from "./event.ts";
+import type { LaneMeter } from "./lane_meter.ts";
 import { OutageLog } from "./outage_log.ts";
 import { StallWatch } from "./stall_watch.ts";
 import type { Completion } from "./source.ts";
+import type { UpstreamCondition } from "./status.ts";
 import type { Delivery, Session, Target, Upstream } from "./upstream.ts";
 
 /** What a waiting event costs besides its payload, in bytes: the objects around it, as measured under Bun. */
@@ -31,9 +33,19 @@ export interface LaneOptions {
   /** For how long the upstream must have ended every session over an event without a word, in ms; default 30,000. */
   readonly silentRefusalMs?: number;
   readonly log: Logger;
+  /** Undefined where nobody asks. */
+  readonly meter?: LaneMeter | undefined;
+  /** Whether each delivery has a line in the log; changes at run time. */
+  readonly eventLog?: EventLog;
   /** Called whenever `ready` may have changed. */
   onChange(): void;
 }
+
+export interface EventLog {
+  readonly enabled: boolean;
+}
+
+const NO_EVENT_LOG: EventLog = { enabled: false };
 
 /** Monotonic counts since the start. */
 export interface LaneCounts {
@@ -85,6 +97,8 @@ export class Lane {
   readonly #maxUnsettled: number;
   readonly #outage: OutageLog;
   readonly #log: Logger;
+  readonly #meter: LaneMeter | undefined;
+  readonly #eventLog: EventLog;
   readonly counts: LaneCounts = { delivered: 0, resent: 0, dropped: 0, connections: 0 };
 
   /** `[#head, #sent)` are with the session or settled out of turn, `[#sent, length)` wait. */
@@ -118,6 +132,8 @@ export class Lane {
     this.#maxInFlight = options.upstream.maxInFlight;
     this.#maxUnsettled = Math.max(MIN_UNSETTLED, WINDOWS_AHEAD * this.#maxInFlight);
     this.#log = options.log;
+    this.#meter = options.meter;
+    this.#eventLog = options.eventLog ?? NO_EVENT_LOG;
     this.#outage = new OutageLog(options.log, this.name);
     this.#holdOutage = new OutageLog(options.log, `delivery to ${this.name}`);
     this.#stallWatch = new StallWatch(options.log, this.name, () => ({
@@ -132,7 +148,14 @@ export class Lane {
 
   /** Whether a session is open, acknowledges what it is given, and no refused event holds it up. */
   get ready(): boolean {
-    return this.#session !== undefined && this.#held === undefined && !this.#stallWatch.stalled;
+    return this.condition.state === "open";
+  }
+
+  get condition(): UpstreamCondition {
+    if (this.#session === undefined) return { state: "connecting", reason: this.#outage.reason };
+    if (this.#held !== undefined) return { state: "holding", reason: this.#holdOutage.reason };
+    if (this.#stallWatch.stalled) return { state: "stalled", reason: this.#stallWatch.reason };
+    return { state: "open", reason: undefined };
   }
 
   get inFlight(): number {
@@ -141,6 +164,15 @@ export class Lane {
 
   get waiting(): number {
     return this.#queue.length - this.#head;
+  }
+
+  /** Taken and not settled. */
+  get unsettled(): number {
+    return this.#unsettled;
+  }
+
+  get meter(): LaneMeter | undefined {
+    return this.#meter;
   }
 
   get bytes(): number {
@@ -327,7 +359,10 @@ export class Lane {
     while (this.#maySend(session)) {
       const delivery = this.#queue[this.#sent++]!;
       delivery.session = session;
-      if (delivery.sentBefore) this.counts.resent++;
+      if (delivery.sentBefore) {
+        this.counts.resent++;
+        this.#meter?.resent(delivery.event);
+      }
       delivery.sentBefore = true;
       this.#inFlight++;
       session.publish(delivery);
@@ -339,6 +374,8 @@ export class Lane {
   /** Called by a delivery whose session reports the upstream's acknowledgement. */
   acknowledged(delivery: LaneDelivery): void {
     this.counts.delivered++;
+    if (this.#meter !== undefined) this.#meter.delivered(delivery.event, delivery.completion);
+    if (this.#eventLog.enabled) this.#logDelivery(delivery);
     this.#acknowledgedInSession++;
     this.#fruitlessSessions = 0;
     this.#fruitlessSinceMs = undefined;
@@ -349,10 +386,20 @@ export class Lane {
     this.#settle(delivery);
   }
 
+  #logDelivery({ event, target }: LaneDelivery): void {
+    this.#log.debug("delivered event {id} of channel {channel} to {target}: {bytes} bytes", {
+      id: event.id,
+      channel: event.channel,
+      target: `${target.type}:${target.name}`,
+      bytes: event.payload.length,
+    });
+  }
+
   /** Called by a delivery whose session reports a refusal, and for an event found to end every session. */
   refused(delivery: LaneDelivery, reason: string): void {
     if (this.#options.onReject === "drop") {
       this.counts.dropped++;
+      this.#meter?.dropped(delivery.event);
       this.#log.error("{upstream} refused event {id} for {target}: {reason}; dropped, as on_reject=drop says", {
         upstream: this.name,
         id: delivery.event.id,

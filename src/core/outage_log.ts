@@ -14,6 +14,7 @@ export class OutageLog {
   readonly #log: Logger;
   readonly #what: string;
   #since: number | undefined;
+  #reason: string | undefined;
   #lastLineAt = 0;
   #failures = 0;
   /** When the latest outages began that have a line. */
@@ -33,10 +34,16 @@ export class OutageLog {
     return this.#since !== undefined;
   }
 
+  /** Of the last failure of the present outage. */
+  get reason(): string | undefined {
+    return this.#since === undefined ? undefined : this.#reason;
+  }
+
   /** A fault that only the operator can mend has a line as soon as it shows, also in the middle of an outage. */
   failed(error: unknown): void {
     const now = Date.now();
     const reason = errorText(error);
+    this.#reason = reason;
     this.#failures++;
     const isNews = error instanceof PermanentError && reason !== this.#permanent;
     if (isNews) this.#permanent = reason;

@@ -20,17 +20,23 @@ interface Route {
   readonly options: RouteOptions | undefined;
 }
 
+interface Channel {
+  readonly routes: Route[];
+  /** Taken since the start. */
+  events: number;
+}
+
 /** The sink of one source: the bindings of the lanes that it feeds, by channel. */
 export class Routes implements Sink {
-  readonly #byChannel = new Map<string, Route[]>();
+  readonly #byChannel = new Map<string, Channel>();
   readonly #lanes = new Set<Lane>();
 
   add(channel: string, lane: Lane, target: Target, options: RouteOptions = {}): void {
     const isPlain = options.template === undefined && options.encode === undefined;
     const route: Route = { lane, target, options: isPlain ? undefined : options };
-    const routes = this.#byChannel.get(channel);
-    if (routes === undefined) this.#byChannel.set(channel, [route]);
-    else routes.push(route);
+    const known = this.#byChannel.get(channel);
+    if (known === undefined) this.#byChannel.set(channel, { routes: [route], events: 0 });
+    else known.routes.push(route);
     this.#lanes.add(lane);
   }
 
@@ -38,18 +44,24 @@ export class Routes implements Sink {
     return [...this.#byChannel.keys()];
   }
 
+  /** How many events of each channel were taken since the start. */
+  get received(): ReadonlyArray<{ readonly channel: string; readonly events: number }> {
+    return [...this.#byChannel].map(([channel, { events }]) => ({ channel, events }));
+  }
+
   accepts(channel: string): boolean {
     return this.#byChannel.has(channel);
   }
 
   emit(event: Event, completion: Completion): number {
-    const routes = this.#byChannel.get(event.channel);
-    if (routes === undefined) return 0;
-    for (const { lane, target, options } of routes) {
+    const channel = this.#byChannel.get(event.channel);
+    if (channel === undefined) return 0;
+    channel.events++;
+    for (const { lane, target, options } of channel.routes) {
       if (options === undefined) lane.push(event, target, completion);
       else lane.push(options.encode?.(event) ?? event, options.template?.of(event) ?? target, completion);
     }
-    return routes.length;
+    return channel.routes.length;
   }
 
   get congested(): boolean {

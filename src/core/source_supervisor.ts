@@ -5,6 +5,7 @@ import { Backoff, sleep, STABLE_MS } from "./backoff.ts";
 import { errorText, PermanentError, StandingByError } from "./errors.ts";
 import { OutageLog } from "./outage_log.ts";
 import type { Source } from "./source.ts";
+import type { SourceCondition } from "./status.ts";
 
 /**
  * How often an instance that stands by looks whether the other is gone, in milliseconds; more often in the beginning, since
@@ -21,6 +22,8 @@ export class SourceSupervisor {
   readonly #onChange: () => void;
   #open = false;
   #standingBySinceMs: number | undefined;
+  #standingByReason: string | undefined;
+  #connections = 0;
 
   constructor(source: Source, log: Logger, onChange: () => void) {
     this.#onChange = onChange;
@@ -33,8 +36,22 @@ export class SourceSupervisor {
     return this.#open;
   }
 
-  get standingBy(): boolean {
-    return this.#standingBySinceMs !== undefined;
+  get source(): Source {
+    return this.#source;
+  }
+
+  /** Opened since the start. */
+  get connections(): number {
+    return this.#connections;
+  }
+
+  get condition(): SourceCondition {
+    if (!this.#open && this.#standingByReason !== undefined) {
+      return { state: "standing_by", reason: this.#standingByReason };
+    }
+    if (!this.#open) return { state: "connecting", reason: this.#outage.reason };
+    const silence = this.#source.silence(Date.now());
+    return silence === undefined ? { state: "open", reason: undefined } : { state: "silent", reason: silence };
   }
 
   /** Returns after `stopping`. Throws PermanentError for a fault at the first start that no retry mends. */
@@ -67,6 +84,7 @@ export class SourceSupervisor {
           continue;
         }
         if (error instanceof PermanentError && !everOpen) throw error;
+        this.#standingByReason = undefined;
         // A server that ends every session at once must not be called ten times a second.
         if (openedAtMs !== undefined && Date.now() - openedAtMs >= STABLE_MS) backoff.reset();
         this.#outage.failed(error);
@@ -77,6 +95,8 @@ export class SourceSupervisor {
 
   #opened(): void {
     this.#open = true;
+    this.#connections++;
+    this.#standingByReason = undefined;
     this.#outage.recovered();
     this.#onChange();
     if (this.#standingBySinceMs === undefined) return;
@@ -88,11 +108,12 @@ export class SourceSupervisor {
   }
 
   #standBy(error: StandingByError): void {
+    this.#standingByReason = errorText(error);
     if (this.#standingBySinceMs !== undefined) return;
     this.#standingBySinceMs = Date.now();
     this.#log.info("source {source} stands by: {reason}; it takes over when that ends", {
       source: this.#source.name,
-      reason: errorText(error),
+      reason: this.#standingByReason,
     });
   }
 }

@@ -30,6 +30,10 @@ export class StallWatch {
     return this.#outage.ongoing;
   }
 
+  get reason(): string | undefined {
+    return this.#outage.reason;
+  }
+
   start(): void {
     this.#movedAtMs = Date.now();
     this.#timer = setInterval(() => this.#look(), INTERVAL_MS);

@@ -114,6 +114,21 @@ function headerEndOf(buffer: Buffer, start: number, end: number): number | undef
   return undefined;
 }
 
+/**
+ * When a transaction was committed, in milliseconds since the Unix epoch, from its record of action B; undefined without
+ * `include-timestamp`. Written as `2026-11-22 11:12:13.123456+00`, in the time zone of the session, whatever DateStyle is
+ * (`timestamptz_to_str` in PostgreSQL's timestamp.c).
+ */
+export function commitTimeOf(buffer: Buffer, start: number, end: number): number | undefined {
+  const match = TIMESTAMP.exec(buffer.toString("latin1", start, end));
+  if (match === null) return undefined;
+  const [, date, time, hours, minutes] = match;
+  const ms = Date.parse(`${date}T${time}${hours}:${minutes ?? "00"}`);
+  return Number.isNaN(ms) ? undefined : ms;
+}
+
+const TIMESTAMP = /"timestamp":"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,6})?)([+-]\d\d)(?::(\d\d))?"/;
+
 /** The head of a logical message, written by `pg_logical_emit_message`. */
 export interface MessageHead {
   readonly transactional: boolean;

@@ -5,7 +5,7 @@ import { sleep, unlessAborted } from "../core/backoff.ts";
 import { PermanentError, StandingByError, TransientError } from "../core/errors.ts";
 import type { Event } from "../core/event.ts";
 import { parseNotification } from "../core/notification.ts";
-import type { Completion, RunOptions, Sink, Source } from "../core/source.ts";
+import type { Completion, RunOptions, Sink, Source, SourceFigures } from "../core/source.ts";
 import type { Logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { quoteIdentifier } from "../postgres/protocol.ts";
@@ -34,6 +34,8 @@ const ACTION = "listening for notifications";
 const BEGIN_PATIENCE_MS = 15_000;
 const PROBE_INTERVAL_MS = 30_000;
 const PROBE_PATIENCE_MS = 10_000;
+/** A probe takes two messages: after this long its connection does not count as ready. */
+const PROBE_EXPECTED_MS = 3_000;
 /** A report of dropped notifications at most this often. */
 const DROP_REPORT_MS = 30_000;
 /** What a waiting notification costs besides its bytes. */
@@ -80,10 +82,25 @@ export class NotifySource implements Source {
   #heardAtMs = 0;
   /** Since when nothing is heard; what was notified since is gone. */
   #deafSinceMs: number | undefined;
+  /** When the probe was sent that has not arrived. */
+  #probedAtMs: number | undefined;
 
   constructor(options: NotifySourceOptions) {
     this.#options = options;
     this.#log = options.log;
+  }
+
+  get figures(): SourceFigures {
+    return {
+      heardAtMs: this.#heardAtMs === 0 ? undefined : this.#heardAtMs,
+      droppedEvents: this.counts.dropped,
+      slot: undefined,
+    };
+  }
+
+  silence(nowMs: number): string | undefined {
+    if (this.#probedAtMs === undefined || nowMs - this.#probedAtMs < PROBE_EXPECTED_MS) return undefined;
+    return `a notification to ourselves has not arrived for ${Math.round((nowMs - this.#probedAtMs) / 1000)} s`;
   }
 
   async run(options: RunOptions): Promise<void> {
@@ -211,6 +228,7 @@ export class NotifySource implements Source {
     const patience = new AbortController();
     onArrival(() => arrival.resolve("arrived"));
     let answered = false;
+    this.#probedAtMs = Date.now();
     const sent = this.#notifyOurselves(session, stopping);
     const outcome = await Promise.race([
       sent.then(() => {
@@ -221,6 +239,7 @@ export class NotifySource implements Source {
       sleep(PROBE_PATIENCE_MS, patience.signal).then(() => "silent" as const),
     ]);
     patience.abort();
+    this.#probedAtMs = undefined;
     if (outcome === "arrived") {
       this.#hearsOthers = true;
       this.#heardAtMs = Date.now();

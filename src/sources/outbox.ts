@@ -2,7 +2,7 @@
 
 import { sleep } from "../core/backoff.ts";
 import { errorText, PermanentError, StandingByError } from "../core/errors.ts";
-import type { RunOptions, Sink, Source } from "../core/source.ts";
+import type { RunOptions, Sink, Source, SourceFigures } from "../core/source.ts";
 import type { Logger } from "../log.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { openSqlSession, type SqlSession } from "../postgres/sql_session.ts";
@@ -45,10 +45,21 @@ export class OutboxSource implements Source {
   readonly #reportedChannels = new Set<string>();
   #absentReason: string | undefined;
   #toldOfOldHelper = false;
+  /** Of the present connection. */
+  #drain: OutboxDrain | undefined;
+  #heardAtMs: number | undefined;
 
   constructor(options: OutboxSourceOptions) {
     this.#options = options;
     this.#log = options.log;
+  }
+
+  get figures(): SourceFigures {
+    return { heardAtMs: this.#drain?.answeredAtMs ?? this.#heardAtMs, droppedEvents: 0, slot: undefined };
+  }
+
+  silence(nowMs: number): string | undefined {
+    return this.#drain?.silence(nowMs);
   }
 
   async run(options: RunOptions): Promise<void> {
@@ -71,9 +82,13 @@ export class OutboxSource implements Source {
       }, options.stopping);
       try {
         drain = await this.#prepare(session, options.stopping);
+        this.#heardAtMs = Date.now();
+        this.#drain = drain;
         options.onOpen();
         return drain === undefined ? "absent" : await drain.run(options);
       } finally {
+        this.#heardAtMs = drain?.answeredAtMs ?? this.#heardAtMs;
+        this.#drain = undefined;
         await session.close();
       }
     } catch (error) {

@@ -29,6 +29,8 @@ const MAX_ROWS_IN_FLIGHT = 10_000;
 /** A statement that is not answered in this time: the connection is given up. Counting may read a large table. */
 const PATIENCE_MS = 20_000;
 const COUNT_PATIENCE_MS = 300_000;
+/** A statement that takes longer makes the connection not ready. */
+const EXPECTED_MS = 5_000;
 
 /** SQLSTATEs of a table that is gone or altered: undefined_table, undefined_column, invalid_schema_name. */
 const LAYOUT_CODES = new Set(["42P01", "42703", "3F000"]);
@@ -85,6 +87,10 @@ export class OutboxDrain {
   #stragglerMs = STRAGGLER_FIRST_MS;
   #acknowledgedSinceMs: number | undefined;
   #lost = false;
+  /** When the statement was sent that is not answered; not where it may take long. */
+  #askedAtMs: number | undefined;
+  /** When the last answer came. */
+  answeredAtMs: number | undefined;
   /** Ends the wait for the present answer. */
   #giveUp: () => void = () => {};
 
@@ -98,6 +104,12 @@ export class OutboxDrain {
     this.#called = true;
     this.#nextLookMs = 0;
     this.#pause.end();
+  }
+
+  silence(nowMs: number): string | undefined {
+    if (this.#askedAtMs === undefined || nowMs - this.#askedAtMs < EXPECTED_MS) return undefined;
+    const seconds = Math.round((nowMs - this.#askedAtMs) / 1000);
+    return `PostgreSQL at ${this.#options.session.where} has not answered for ${seconds} s`;
   }
 
   /** Until `stopping`. Throws when the connection is lost. */
@@ -306,12 +318,17 @@ export class OutboxDrain {
     const patience = Promise.withResolvers<undefined>();
     this.#giveUp = () => patience.resolve(undefined);
     if (this.#lost) this.#giveUp();
+    if (patienceMs === PATIENCE_MS) this.#askedAtMs = Date.now();
     const timer = setTimeout(this.#giveUp, patienceMs);
     try {
       const answer = await Promise.race([query.then((value) => ({ value })), patience.promise]);
-      if (answer !== undefined) return answer.value;
+      if (answer !== undefined) {
+        this.answeredAtMs = Date.now();
+        return answer.value;
+      }
     } finally {
       clearTimeout(timer);
+      this.#askedAtMs = undefined;
       this.#giveUp = () => {};
     }
     query.catch(() => {});

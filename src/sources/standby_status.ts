@@ -8,6 +8,8 @@ import type { WalReader } from "./wal_reader.ts";
 const INTERVAL_MS = 10_000;
 /** At most this often after a move of the confirmed LSN. */
 const AFTER_MOVE_MS = 200;
+/** How long an answer may take, in milliseconds; where the server gives up on us soon, a twelfth of that. */
+const ANSWER_MS = 5_000;
 /** Where the server never gives up on us, we give up on it after this long: its default. */
 const STANDARD_TIMEOUT_MS = 60_000;
 
@@ -21,6 +23,8 @@ export class StandbyStatusSender {
   #moveTimer: ReturnType<typeof setTimeout> | undefined;
   #lastSentMs = 0;
   #lastReceivedMs = Date.now();
+  /** When the server was asked for an answer that has not come. */
+  #askedAtMs: number | undefined;
   #running = false;
   /** While we do not read, the server's silence means nothing. */
   paused = false;
@@ -41,8 +45,12 @@ export class StandbyStatusSender {
   start(): void {
     this.#running = true;
     this.#lastReceivedMs = Date.now();
-    this.#interval = setInterval(() => this.#tick(), Math.min(INTERVAL_MS, this.#timeoutMs / 4));
+    this.#interval = setInterval(() => this.#tick(), this.#intervalMs);
     this.confirmedMoved();
+  }
+
+  get #intervalMs(): number {
+    return Math.min(INTERVAL_MS, this.#timeoutMs / 4);
   }
 
   stop(): void {
@@ -53,6 +61,20 @@ export class StandbyStatusSender {
 
   received(nowMs: number): void {
     this.#lastReceivedMs = nowMs;
+    this.#askedAtMs = undefined;
+  }
+
+  get lastReceivedMs(): number {
+    return this.#lastReceivedMs;
+  }
+
+  silence(nowMs: number): string | undefined {
+    if (this.paused || this.#askedAtMs === undefined) return undefined;
+    if (nowMs - this.#askedAtMs < Math.min(ANSWER_MS, this.#timeoutMs / 12)) return undefined;
+    return `PostgreSQL at ${this.#session.where} is silent for ${
+      Math.round((nowMs - this.#lastReceivedMs) / 1000)
+    } s ` +
+      "and does not answer";
   }
 
   /** The confirmed LSN has moved: the server learns of it within AFTER_MOVE_MS. */
@@ -77,7 +99,10 @@ export class StandbyStatusSender {
     });
   }
 
-  /** An idle server sends nothing as long as it hears from us, so that we must ask it to find a dead connection. */
+  /**
+   * An idle server sends nothing as long as it hears from us, so that we must ask it to find a dead connection; soon, since
+   * health is told from it.
+   */
   #tick(): void {
     const silenceMs = this.paused ? 0 : Date.now() - this.#lastReceivedMs;
     if (silenceMs > this.#timeoutMs) {
@@ -89,6 +114,9 @@ export class StandbyStatusSender {
       );
       return;
     }
-    this.sendNow(silenceMs > this.#timeoutMs / 2);
+    // Timers may be a little early.
+    const asks = silenceMs > this.#intervalMs * 0.9;
+    if (asks) this.#askedAtMs ??= Date.now();
+    this.sendNow(asks);
   }
 }

@@ -4,14 +4,14 @@ import { AckTracker } from "../core/ack_tracker.ts";
 import { aborted, unlessAborted } from "../core/backoff.ts";
 import { PermanentError, TransientError } from "../core/errors.ts";
 import { formatLsn } from "../core/lsn.ts";
-import type { RunOptions, Sink, Source } from "../core/source.ts";
+import type { RunOptions, Sink, SlotFigures, Source, SourceFigures } from "../core/source.ts";
 import type { SlotConfig } from "../config/config.ts";
 import type { Logger } from "../log.ts";
 import { PauseReason } from "../postgres/connection.ts";
 import type { ConnectionParams } from "../postgres/connection_uri.ts";
 import { ReadPacer } from "../postgres/read_pacer.ts";
 import { ReplicationSession } from "../postgres/replication.ts";
-import { SlotMonitor, type SlotReading } from "./slot_monitor.ts";
+import { SlotMonitor, type SlotReading, timeUntilLostMs } from "./slot_monitor.ts";
 import { StandbyStatusSender } from "./standby_status.ts";
 import { WalReader } from "./wal_reader.ts";
 
@@ -22,6 +22,8 @@ export interface WalSourceOptions {
   readonly failover: boolean;
   /** Read from a slot that ends with the connection; default false. What happens between two connections is then lost. */
   readonly temporary?: boolean;
+  /** Whether transactions tell when they were committed, as far as wal2json does (`include-timestamp`); default false. */
+  readonly commitTimes?: boolean;
   readonly sink: Sink;
   readonly log: Logger;
 }
@@ -30,6 +32,8 @@ export interface WalSourceOptions {
 const END_OF_COPY_PATIENCE_MS = 1_000;
 /** Creating a slot waits for running transactions; after this long the log says so. */
 const SLOT_PATIENCE_MS = 5_000;
+/** What was read of the slot longer ago tells nothing of it any more: it is read every 15 s. */
+const READING_VALID_MS = 60_000;
 /** How long a server that shuts down waits for acknowledgements before it is let go. */
 const LET_GO_MS = 300;
 
@@ -42,6 +46,10 @@ export class WalSource implements Source {
   /** Tables and texts that a warning was logged for. */
   readonly #noticed = new Set<string>();
   #reading: SlotReading | undefined;
+  #readingBefore: SlotReading | undefined;
+  #heardAtMs: number | undefined;
+  /** Of the present connection. */
+  #status: StandbyStatusSender | undefined;
 
   constructor(options: WalSourceOptions) {
     this.#options = options;
@@ -55,6 +63,21 @@ export class WalSource implements Source {
 
   get name(): string {
     return `wal ${this.#options.slot.name}`;
+  }
+
+  get figures(): SourceFigures {
+    return { heardAtMs: this.#status?.lastReceivedMs ?? this.#heardAtMs, droppedEvents: 0, slot: this.#slotFigures };
+  }
+
+  get #slotFigures(): SlotFigures | undefined {
+    if (this.#reading === undefined || Date.now() - this.#reading.atMs > READING_VALID_MS) return undefined;
+    const { retainedBytes, lagBytes, safeBytes, walStatus } = this.#reading;
+    const lostInMs = timeUntilLostMs(this.#readingBefore, this.#reading);
+    return { name: this.#options.slot.name, retainedBytes, lagBytes, safeBytes, lostInMs, walStatus };
+  }
+
+  silence(nowMs: number): string | undefined {
+    return this.#status?.silence(nowMs);
   }
 
   async run(options: RunOptions): Promise<void> {
@@ -75,6 +98,7 @@ export class WalSource implements Source {
       sink: this.#options.sink,
       tracker,
       transactionRecords: wantsTransactionRecords(this.#options.slot),
+      commitTimes: this.#options.commitTimes === true,
       onKeepalive: (walEnd, replyRequested) => {
         tracker.keepalive(walEnd);
         if (replyRequested) status.sendNow();
@@ -89,6 +113,7 @@ export class WalSource implements Source {
       reader.receive(buffer, start, end);
     });
     status.start();
+    this.#status = status;
     const ended = new AbortController();
     const monitor = this.#monitor(session, tracker, (error) => faults.resolve(error)).run(ended.signal);
     this.#everStarted = true;
@@ -103,6 +128,8 @@ export class WalSource implements Source {
       await this.#finish(session, reader, tracker, status, options.deadline);
     } finally {
       status.stop();
+      this.#heardAtMs = status.lastReceivedMs;
+      this.#status = undefined;
       ended.abort();
       await monitor;
     }
@@ -118,7 +145,10 @@ export class WalSource implements Source {
       params: { ...this.#options.params, hosts: [session.connection.host], targetSessionAttrs: "any" },
       slot: this.#options.slot.name,
       log: this.#log,
-      onReading: (reading) => this.#reading = reading,
+      onReading: (reading) => {
+        this.#readingBefore = this.#reading;
+        this.#reading = reading;
+      },
       // While nothing is read, the end of the stream does not show on every runtime's socket.
       onInactive: (seen) =>
         giveUp(
@@ -268,6 +298,15 @@ export function streamOptions(slot: SlotConfig): ReadonlyArray<readonly [string,
 }
 
 function wantsTransactionRecords(slot: SlotConfig): boolean {
-  const given = slot.wal2jsonParams.find(([name]) => name === "include-transaction");
-  return given === undefined || !/^(0|f|false|off|no|n)$/i.test(given[1].trim());
+  return isOn(slot, "include-transaction", true);
+}
+
+/** Whether records tell when their transaction was committed. */
+export function wantsTimestamps(slot: SlotConfig): boolean {
+  return isOn(slot, "include-timestamp", false);
+}
+
+function isOn(slot: SlotConfig, parameter: string, byDefault: boolean): boolean {
+  const given = slot.wal2jsonParams.find(([name]) => name === parameter);
+  return given === undefined ? byDefault : !/^(0|f|false|off|no|n)$/i.test(given[1].trim());
 }

@@ -6,7 +6,7 @@ import { type Lsn, NO_LSN, readLsn, readLsnText } from "../core/lsn.ts";
 import { parseNotification } from "../core/notification.ts";
 import type { Sink } from "../core/source.ts";
 import { KEEPALIVE_BYTES, Replication, REPLICATION_LSN_OFFSET, XLOG_DATA_HEADER_BYTES } from "../postgres/protocol.ts";
-import { actionOf, contentOf, messageHeadOf, RoutingKeys } from "../postgres/wal2json.ts";
+import { actionOf, commitTimeOf, contentOf, messageHeadOf, RoutingKeys } from "../postgres/wal2json.ts";
 
 const BEGIN = 0x42; // B
 const COMMIT = 0x43; // C
@@ -54,6 +54,8 @@ export interface WalReaderOptions {
   readonly tracker: AckTracker;
   /** Whether BEGIN and COMMIT records are events; they are always read, since only COMMIT tells what to confirm. */
   readonly transactionRecords: boolean;
+  /** Whether BEGIN records are searched for the time of the commit. */
+  readonly commitTimes: boolean;
   /** A keepalive arrived. `replyRequested`: the server wants a status at once. */
   onKeepalive(walEnd: Lsn, replyRequested: boolean): void;
   /** Something was received out of PostgreSQL's order: the connection must be given up. */
@@ -135,7 +137,9 @@ export class WalReader {
 
   #begin(buffer: Buffer, start: number, end: number): void {
     if (this.#transaction !== undefined) return this.#fault("a transaction began inside another");
-    this.#transaction = this.#options.tracker.begin();
+    this.#transaction = this.#options.tracker.begin(
+      this.#options.commitTimes ? commitTimeOf(buffer, start + XLOG_DATA_HEADER_BYTES, end) : undefined,
+    );
     this.#transactionLsn = readLsnText(buffer, start + REPLICATION_LSN_OFFSET);
     this.#ordinal = 0;
     if (this.#options.transactionRecords) this.#emit("begin", buffer.subarray(start + XLOG_DATA_HEADER_BYTES, end));

@@ -93,7 +93,21 @@ const IN_ENVIRONMENT: Array<[base: Env, faults: Env, problem: string]> = [
     { "PGPROXY_LOG-COLOUR": "red" },
     "PGPROXY_LOG-COLOUR: unknown key; known here: level, format",
   ],
-  [MQTT, { "PGPROXY_HTTP-LISTEN": "1" }, "PGPROXY_HTTP-LISTEN: the section http is not supported by this version"],
+  ...["x:", "70000", ":8080", "::1:8080", "http://h:1", "h:1/"].map((
+    text,
+  ): [Env, Env, string] => [
+    MQTT,
+    { "PGPROXY_HTTP-LISTEN": text },
+    `PGPROXY_HTTP-LISTEN: ${JSON.stringify(text)} is not allowed; allowed: a port (then of 127.0.0.1), host:port or ` +
+    "[IPv6 address]:port; 0.0.0.0:port for every interface",
+  ]),
+  [
+    MQTT,
+    { "PGPROXY_HTTP-TOKEN": "a blank" },
+    "PGPROXY_HTTP-TOKEN: the value (secret, not shown) holds a blank or a character beyond ASCII, which no " +
+    "Authorization header can carry; write letters, digits and signs",
+  ],
+  [MQTT, { "PGPROXY_HTTP-PORT": "1" }, "PGPROXY_HTTP-PORT: unknown key; known here: listen, token, show_payloads"],
   [
     MQTT,
     { "PGPROXY_UPSTREAM-KIND": "mqtt" },
@@ -305,7 +319,7 @@ const IN_FILE: Array<[name: string, ini: string, problems: string[]]> = [
   ]],
   ["a misspelt part of a section", VALID_INI + "[local.upstream_cfg]\nqos=1\n", [
     "config.ini [local.upstream_cfg] (line 7): is no section; wanted [NAME], [NAME.upstream_config], [upstream.NAME], " +
-    "[database] or [log]; did you mean [local.upstream_config]?",
+    "[database], [http] or [log]; did you mean [local.upstream_config]?",
   ]],
   ["an unknown section", VALID_INI + "[htp]\nlisten=1\n", [
     "config.ini [htp] listen: unknown key; known here: postgresql_uri, replication_slot, wal2json_params, slot_failover, " +

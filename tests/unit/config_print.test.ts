@@ -88,6 +88,10 @@ protocol_version=4
 # default
 insecure_skip_verify=false
 
+[http]
+# default
+show_payloads=false
+
 [log]
 # from PGPROXY_LOG-LEVEL
 level=debug

@@ -16,6 +16,8 @@ function supervise(runs: readonly Run[]) {
   let started = 0;
   const source: Source = {
     name: "scripted",
+    silence: () => undefined,
+    figures: { heardAtMs: undefined, droppedEvents: 0, slot: undefined },
     run: (options) => {
       const run = runs[started++];
       if (run !== undefined) return run(options);
@@ -73,7 +75,7 @@ test("an instance that stands by looks soon, then every second, and says so once
   assert.match(log.texts[0]!, /scripted stands by: slot is held; it takes over when that ends/);
   assert.match(log.texts[1]!, /scripted takes over after standing by/);
   assert.equal(log.texts.length, 3);
-  assert.equal(supervisor.standingBy, false);
+  assert.notEqual(supervisor.condition.state, "standing_by");
 });
 
 test("a source that is lost as soon as it opens is started less and less often", async () => {
@@ -89,6 +91,8 @@ test("a fault while stopping ends it without a word", async () => {
   const log = new LogRecorder();
   const source: Source = {
     name: "scripted",
+    silence: () => undefined,
+    figures: { heardAtMs: undefined, droppedEvents: 0, slot: undefined },
     run: () => {
       stop.abort();
       return Promise.reject(new PermanentError("any"));

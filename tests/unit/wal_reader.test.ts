@@ -63,6 +63,7 @@ class Harness {
       sink,
       tracker: this.tracker,
       transactionRecords,
+      commitTimes: false,
       onKeepalive: (walEnd, replyRequested) => {
         this.tracker.keepalive(walEnd);
         if (replyRequested) this.replies.push(walEnd);
