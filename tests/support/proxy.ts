@@ -19,6 +19,8 @@ export interface ProxyOptions {
   readonly args?: readonly string[];
   /** The whole environment but for PATH and what the runtime itself needs. */
   readonly env?: Readonly<Record<string, string>>;
+  /** What starts the program, instead of `runtime`; it gets the environment of the test, not `env`. */
+  readonly command?: readonly string[];
   /** Files to put into the folder that the program runs in, by relative path. */
   readonly files?: Readonly<Record<string, string>>;
   /** Default: the executable if PGPROXY_TEST_EXECUTABLE names one, otherwise the runtime that runs this test. */
@@ -108,19 +110,20 @@ class ProxyProcess implements Proxy {
 
   constructor(options: ProxyOptions) {
     const { args = [], env = {}, files = {}, runtime = currentRuntime(), stdoutFile, stdin, onStdoutLine } = options;
+    const surroundings = options.command === undefined ? { ...runtimeEnvironment(runtime), ...env } : process.env;
     const workspace = new Workspace("proxy");
     this.dir = workspace.dir;
     for (const [path, text] of Object.entries(files)) {
       mkdirSync(dirname(join(this.dir, path)), { recursive: true });
       writeFileSync(join(this.dir, path), text);
     }
-    const command = [...programCommand(runtime), ...args];
+    const command = [...(options.command ?? programCommand(runtime)), ...args];
     const redirected = stdoutFile === undefined
       ? command
       : ["/bin/sh", "-c", 'out=$1; shift; exec "$@" >"$out"', "sh", stdoutFile, ...command];
     this.#child = spawn(redirected[0] ?? "", redirected.slice(1), {
       cwd: this.dir,
-      env: { ...runtimeEnvironment(runtime), ...env },
+      env: surroundings,
       stdio: ["pipe", "pipe", "pipe"],
       detached: true,
     });
