@@ -91,6 +91,8 @@ function bundleFlags(build: Build): string[] {
   return [
     "src/main.ts",
     "--minify",
+    // What is imported dynamically (commands, upstreams) becomes files of their own, which are loaded only when needed.
+    "--splitting",
     "--format=esm",
     `--define=PGPROXY_BUILD_VERSION=${JSON.stringify(build.version)}`,
     `--define=PGPROXY_BUILD_COMMIT=${JSON.stringify(build.commit)}`,
@@ -142,7 +144,7 @@ function describeBuild(): Build {
   const head = git(["log", "-1", "--format=%H %ct"]);
   const match = /^([0-9a-f]{12})[0-9a-f]* (\d+)$/.exec(head ?? "");
   if (match === null) return { version, commit: "unknown", epochSeconds: 0 };
-  const isModified = git(["status", "--porcelain", "--", "src", "deno.json", "deno.lock"]) !== "";
+  const isModified = git(["status", "--porcelain", "--", "src", "scripts", "deno.json", "deno.lock"]) !== "";
   return { version, commit: `${match[1]}${isModified ? "-modified" : ""}`, epochSeconds: Number(match[2]) };
 }
 
