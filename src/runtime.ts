@@ -9,7 +9,7 @@ export function uriEnvironment(): UriEnvironment {
   return {
     env: process.env,
     userName: userName(),
-    homeDir: homedir(),
+    homeDir: homeDir(),
     readTextFile(path) {
       try {
         return { text: readFileSync(path, "utf8"), mode: statSync(path).mode };
@@ -21,12 +21,21 @@ export function uriEnvironment(): UriEnvironment {
   };
 }
 
+/** The `deno compile` build has no permission to ask the system for it, and none for the user's name. */
+function homeDir(): string {
+  try {
+    return homedir();
+  } catch {
+    return process.env.HOME ?? process.env.USERPROFILE ?? "/";
+  }
+}
+
 /** A container may run under a user id without a name. */
 function userName(): string {
   try {
     return userInfo().username;
   } catch {
-    return process.env.USER ?? "postgres";
+    return process.env.USER ?? process.env.USERNAME ?? "postgres";
   }
 }
 

@@ -153,6 +153,14 @@ function makeProgram(): Command {
     .addArgument(new Argument("<shell>", "bash, zsh or fish").choices(SHELLS))
     .action((shell: Shell) => void process.stdout.write(completionScript(program, shell)));
 
+  program.command("health")
+    .description("ask a running instance whether it lives; exit code 0 or 1, as container health checks want it")
+    .argument("[url]", "default: /health/live at port 8080 of this machine")
+    .action(async (url: string | undefined) => {
+      const { healthCommand } = await import("./health.ts");
+      await healthCommand({ url, write: (text) => process.stdout.write(text) });
+    });
+
   return program;
 }
 

@@ -2,11 +2,12 @@
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { homedir } from "node:os";
+import { homedir, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
 import { StringDecoder } from "node:string_decoder";
 import { fileURLToPath } from "node:url";
+import { PRIVILEGES } from "../../scripts/release/custom_build.ts";
 import { Workspace } from "./server_process.ts";
 
 export const ROOT_DIR = fileURLToPath(new URL("../..", import.meta.url)).replace(/\/$/, "");
@@ -18,6 +19,8 @@ export interface ProxyOptions {
   readonly args?: readonly string[];
   /** The whole environment but for PATH and what the runtime itself needs. */
   readonly env?: Readonly<Record<string, string>>;
+  /** What starts the program, instead of `runtime`; it gets the environment of the test, not `env`. */
+  readonly command?: readonly string[];
   /** Files to put into the folder that the program runs in, by relative path. */
   readonly files?: Readonly<Record<string, string>>;
   /** Default: the executable if PGPROXY_TEST_EXECUTABLE names one, otherwise the runtime that runs this test. */
@@ -107,19 +110,20 @@ class ProxyProcess implements Proxy {
 
   constructor(options: ProxyOptions) {
     const { args = [], env = {}, files = {}, runtime = currentRuntime(), stdoutFile, stdin, onStdoutLine } = options;
+    const surroundings = options.command === undefined ? { ...runtimeEnvironment(runtime), ...env } : process.env;
     const workspace = new Workspace("proxy");
     this.dir = workspace.dir;
     for (const [path, text] of Object.entries(files)) {
       mkdirSync(dirname(join(this.dir, path)), { recursive: true });
       writeFileSync(join(this.dir, path), text);
     }
-    const command = [...programCommand(runtime), ...args];
+    const command = [...(options.command ?? programCommand(runtime)), ...args];
     const redirected = stdoutFile === undefined
       ? command
-      : ["sh", "-c", 'out=$1; shift; exec "$@" >"$out"', "sh", stdoutFile, ...command];
+      : ["/bin/sh", "-c", 'out=$1; shift; exec "$@" >"$out"', "sh", stdoutFile, ...command];
     this.#child = spawn(redirected[0] ?? "", redirected.slice(1), {
       cwd: this.dir,
-      env: { ...runtimeEnvironment(runtime), ...env },
+      env: surroundings,
       stdio: ["pipe", "pipe", "pipe"],
       detached: true,
     });
@@ -251,6 +255,9 @@ class ProxyProcess implements Proxy {
 /** USER_HZ is 100 on every Linux architecture that the runtimes exist for. */
 const MS_PER_TICK = 10;
 
+/** The privileges that the build by `deno task compile` has, and for a Unix socket the right to write to it. */
+const DENO_FLAGS = ["--no-prompt", ...PRIVILEGES, `--allow-write=${tmpdir()}`];
+
 /** The command that starts the program, without arguments. */
 export function programCommand(runtime: ProxyRuntime): string[] {
   const main = join(ROOT_DIR, "src/main.ts");
@@ -260,7 +267,7 @@ export function programCommand(runtime: ProxyRuntime): string[] {
     case "bun":
       return [runtimeProgram("bun"), "run", main];
     case "deno":
-      return denoCommand(main);
+      return [runtimeProgram("deno"), "run", "--quiet", ...DENO_FLAGS, "--config", join(ROOT_DIR, "deno.json"), main];
   }
 }
 
@@ -286,6 +293,8 @@ export function runtimeEnvironment(runtime: ProxyRuntime): Record<string, string
   const home = homedir();
   switch (runtime) {
     case "executable":
+      // It needs no other program, least of all Deno, Bun or Node.
+      return { PATH: "/nonexistent", HOME: "/nonexistent", NO_COLOR: "1" };
     case "bun":
       return { PATH: path, HOME: "/nonexistent", NO_COLOR: "1" };
     case "deno":
