@@ -231,7 +231,7 @@ scenario("PostgreSQL: refused logins and missing rights", async (scope) => {
   await admin.unsafe(`revoke connect on database postgres from public`);
   await one(
     toStdout(withLogin(uri, "full_role", SECRET), WAL_ONLY),
-    /permission denied for database "postgres".*; grant/,
+    /permission denied for database "postgres".*; .*GRANT CONNECT ON DATABASE "postgres" TO "full_role"/,
   );
 });
 
