@@ -223,8 +223,7 @@ function keyRow({ name, spec }: NamedKey): string[] {
     missing.length <= KIND_NAMES.length / 2;
   const not = isGeneral ? `; not for ${missing.map(code).join(", ")}` : "";
   const value = spec.allowed === undefined ? valueText(spec) : spec.allowed.map((one) => code(String(one))).join(", ");
-  // A bar would end the cell, in code as well.
-  return [code(name), value, defaultCell(spec), (spec.text + where + own + not).replaceAll("|", "\\|")];
+  return [code(name), value, defaultCell(spec), spec.text + where + own + not];
 }
 
 function valueText(spec: KeySpec): string {
