@@ -3,6 +3,7 @@
 import process from "node:process";
 import postgres from "postgres";
 import { setTimeout as delay } from "node:timers/promises";
+import { startAwsEmulator } from "../support/aws_servers.ts";
 import type { ProxyRuntime } from "../support/proxy.ts";
 import {
   type Database,
@@ -40,6 +41,7 @@ const BROKERS = {
   mosquitto: () => startMosquitto(),
   redis: () => startRedis(),
   webhook: () => startWebhookReceiver(),
+  aws: () => startAwsEmulator(),
 } as const;
 
 export type BrokerName = keyof typeof BROKERS;

@@ -4,6 +4,7 @@ import amqp from "amqplib";
 import { Redis } from "ioredis";
 import { freePort } from "../support/servers.ts";
 import { acceptedBy, tellReceiver } from "../support/webhook_receiver.ts";
+import { awsCase } from "./aws_cases.ts";
 import { type Bench, type BrokerName, untilIdle } from "./bench.ts";
 
 export interface UpstreamCase {
@@ -13,6 +14,8 @@ export interface UpstreamCase {
   readonly label: string;
   /** Keys of `[upstream.NAME]`. */
   readonly config: Readonly<Record<string, string>>;
+  /** Further environment of the proxy. */
+  readonly env?: Readonly<Record<string, string>>;
   /** Undefined where there is no broker. */
   readonly brokerPid: number | undefined;
   /** Before a run: an empty queue. */
@@ -50,11 +53,13 @@ const CASES: Readonly<Record<string, CaseMaker>> = {
   "webhook-100": (bench, channel) => webhookCase(bench, channel, "webhook-100", { batch: "100" }),
   "webhook-8": (bench, channel) => webhookCase(bench, channel, "webhook-8", { concurrency: "8" }),
   "webhook": (bench, channel) => webhookCase(bench, channel, "webhook", {}),
+  "awssqs": (bench, channel) => awsCase(bench, channel, "awssqs"),
+  "awssns": (bench, channel) => awsCase(bench, channel, "awssns"),
   "webhook-latency": (_bench, channel) => webhookLatencyCase(channel),
 };
 
-/** With a request for each event, which takes minutes where the others take seconds: only when they are named. */
-const SLOW_CASES = ["webhook-8", "webhook"];
+/** With a request for each event, or for ten, which takes minutes where the others take seconds: only when they are named. */
+const SLOW_CASES = ["webhook-8", "webhook", "awssqs", "awssns"];
 /** Nobody listens there but the consumer of the section `latency`. */
 const LATENCY_CASES = ["webhook-latency"];
 
@@ -236,7 +241,7 @@ export async function withChannel<T>(uri: string, work: (channel: amqp.Channel) 
   }
 }
 
-function assertArrived(where: string, arrived: number, sent: number): void {
+export function assertArrived(where: string, arrived: number, sent: number): void {
   if (arrived !== sent) {
     throw new Error(`${where} got ${arrived} messages of ${sent}: a figure of it would mean nothing`);
   }
@@ -247,6 +252,7 @@ export function brokersOf(names: readonly string[]): BrokerName[] {
   const brokers: BrokerName[] = [];
   if (names.some((name) => name.startsWith("redis"))) brokers.push("redis");
   if (names.some((name) => name.startsWith("webhook") && !LATENCY_CASES.includes(name))) brokers.push("webhook");
+  if (names.some((name) => name.startsWith("aws"))) brokers.push("aws");
   if (names.some((name) => name.startsWith("mqtt"))) brokers.push("mosquitto");
   if (names.some((name) => name.startsWith("amqp"))) brokers.push("rabbitmq");
   return brokers;

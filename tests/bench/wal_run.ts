@@ -73,6 +73,7 @@ export function proxyEnv(bench: Bench, slot: string, upstreams: readonly Upstrea
     "PGPROXY_DATABASE-REPLICATION_SLOT": slot,
   };
   for (const [index, upstream] of upstreams.entries()) {
+    Object.assign(env, upstream.env);
     for (const [key, value] of Object.entries(upstream.config)) {
       env[`PGPROXY_UPSTREAM-BENCH${index + 1}-${key.toUpperCase()}`] = value;
     }

@@ -10,6 +10,7 @@ import {
   DeleteMessageBatchCommand,
   GetQueueAttributesCommand,
   type Message as SqsMessageData,
+  PurgeQueueCommand,
   ReceiveMessageCommand,
   SQSClient,
 } from "@aws-sdk/client-sqs";
@@ -103,6 +104,13 @@ export async function countMessages(uri: string, name: string): Promise<number> 
   );
   client.destroy();
   return Number(Attributes?.ApproximateNumberOfMessages);
+}
+
+/** Makes the queue empty. */
+export async function purgeQueue(uri: string, name: string): Promise<void> {
+  const client = new SQSClient(clientOptions(uri));
+  await client.send(new PurgeQueueCommand({ QueueUrl: queueUrl(uri, name) }));
+  client.destroy();
 }
 
 function queueUrl(uri: string, name: string): string {
