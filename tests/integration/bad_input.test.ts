@@ -165,7 +165,7 @@ const CONFIGURATIONS: ReadonlyArray<{
   {
     title: "an unknown kind of upstream, with the nearest",
     options: ini({ ...SOUND, local: { ...SOUND.local, upstream: "reddis" } }),
-    lines: [/\[local\] upstream: "reddis" is not allowed; allowed: amqp, mqtt, redis, stdout.*did you mean redis\?/],
+    lines: [/\[local\] upstream: "reddis" is not allowed; allowed: amqp, mqtt, redis, awssns, .*did you mean redis\?/],
   },
 ];
 
