@@ -1,6 +1,6 @@
 /** An HTTP server made of one function from request to response, on node:http, which every runtime has. */
 
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import type { ListenAddress } from "../config/config.ts";
 import { errorText, PermanentError } from "../core/errors.ts";
@@ -26,6 +26,8 @@ export class HttpServer {
 
   /** Throws PermanentError where the address cannot be had. */
   static async listen({ host, port }: ListenAddress, handler: Handler): Promise<HttpServer> {
+    // Not at the top of the module: the executable would load it at each start, whether `listen` is set or not.
+    const { createServer } = await import("node:http");
     const server = createServer({
       maxHeaderSize: MAX_HEADER_BYTES,
       headersTimeout: REQUEST_TIMEOUT_MS,
