@@ -27,6 +27,9 @@ LABEL org.opencontainers.image.title="pg-event-proxy" \
 COPY --from=build /image /
 # A number, so that Kubernetes can see that it is not root.
 USER 65532:65532
+# Health, metrics and the status page, for this container alone: 0.0.0.0:8080 opens them to others.
+ENV PGPROXY_HTTP-LISTEN=127.0.0.1:8080
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["/pg-event-proxy", "health"]
 # A clean stop: it drains, and redelivers nothing at the next start.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/pg-event-proxy"]

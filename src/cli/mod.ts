@@ -155,10 +155,11 @@ function makeProgram(): Command {
 
   program.command("health")
     .description("ask a running instance whether it lives; exit code 0 or 1, as container health checks want it")
-    .argument("[url]", "default: /health/live at port 8080 of this machine")
-    .action(async (url: string | undefined) => {
+    .argument("[url]", "default: /health/live at listen of [http], otherwise at port 8080 of this machine")
+    .option("-c, --config <file>", "where listen is set, unless a variable sets it")
+    .action(async (url: string | undefined, options: FileOption) => {
       const { healthCommand } = await import("./health.ts");
-      await healthCommand({ url, write: (text) => process.stdout.write(text) });
+      await healthCommand({ url, ...source(undefined, options), write: (text) => process.stdout.write(text) });
     });
 
   return program;

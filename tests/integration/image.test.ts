@@ -6,7 +6,8 @@ import process from "node:process";
 import { test } from "node:test";
 import { consumeAmqp } from "../support/consumers.ts";
 import { Image, noImageBecause, programIn } from "../support/image.ts";
-import { currentRuntime, programCommand } from "../support/proxy.ts";
+import { currentRuntime, programCommand, runProxy } from "../support/proxy.ts";
+import { freePort } from "../support/servers.ts";
 import { bridgeEnv, scenario, uniqueName } from "../support/scenario.ts";
 
 const TITLE = "the image holds what it needs and no more, and forwards events without privileges on a read-only root";
@@ -30,12 +31,13 @@ if (reason !== undefined) {
     assert.equal(files.length, 8, files.join(" "));
     process.stdout.write(`the image is ${(image.bytes / 1e6).toFixed(1)} MB\n`);
     assert.ok(image.bytes < 150e6);
-    const { User, Entrypoint, StopSignal, Labels } = image.config;
+    const { User, Entrypoint, StopSignal, Labels, Healthcheck } = image.config;
     assert.deepEqual({ User, Entrypoint, StopSignal }, {
       User: "65532:65532",
       Entrypoint: ["/pg-event-proxy"],
       StopSignal: "SIGTERM",
     });
+    assert.deepEqual(Healthcheck?.Test, ["CMD", "/pg-event-proxy", "health"]);
     assert.equal(Labels?.["org.opencontainers.image.version"], "1.2.3");
 
     const database = await scope.database();
@@ -43,6 +45,7 @@ if (reason !== undefined) {
     const { uri } = (await scope.servers).rabbitmq;
     await database.sql`create table items(id int primary key, name text)`;
     const slot = uniqueName("slot");
+    const port = await freePort();
     scope.defer(() =>
       database.sql`select pg_drop_replication_slot(slot_name) from pg_replication_slots
       where slot_name = ${slot} and not active`
@@ -55,8 +58,12 @@ if (reason !== undefined) {
         upstreamUri: uri,
         bindings: `events->queue:${queue}, wal2json->queue:${queue}`,
       }),
+      "PGPROXY_HTTP-LISTEN": `127.0.0.1:${port}`,
     });
     await proxy.waitForReady();
+    const health = await runProxy({ args: ["health"], env: { "PGPROXY_HTTP-LISTEN": String(port) } });
+    assert.equal(health.code, 0, health.stderr);
+    assert.match(health.stdout, /"live":true/);
     const pid = programIn(proxy);
     const status = readFileSync(`/proc/${pid}/status`, "utf8");
     assert.match(status, /^Uid:\t65532\t65532\t65532\t65532$/m);
