@@ -6,9 +6,10 @@ import { pathToFileURL } from "node:url";
 
 /**
  * To reach PostgreSQL and the brokers; to read the configuration's variables; to read its files: the ini file, secrets,
- * certificates, and what the resolver needs. Nothing is written, started or asked of the system.
+ * certificates, and what the resolver needs. Nothing is written or started. The release of the operating system is what
+ * the AWS SDK puts into its requests; it fails where it may not ask.
  */
-export const PRIVILEGES = ["--allow-net", "--allow-env", "--allow-read"] as const;
+export const PRIVILEGES = ["--allow-net", "--allow-env", "--allow-read", "--allow-sys=osRelease"] as const;
 
 /** An import map in which the modules of these kinds are src/upstreams/left_out.ts. Throws for an unknown kind. */
 export function importMapWithout(
