@@ -441,7 +441,7 @@ export function shortcutOf(
   const encoder = new PublishEncoder(number, deliveryMode, APPLICATION_NAME);
   const flush = () => {
     const bytes = encoder.take();
-    if (bytes.length > 0) sending.buffer.write(bytes);
+    if (bytes.length > 0 && channels?.[number] === sending) sending.buffer.write(bytes);
   };
   return {
     maxPayloadBytes: Math.min(MAX_COPIED_PAYLOAD_BYTES, (frameMax || Infinity) - FRAME_OVERHEAD_BYTES),
