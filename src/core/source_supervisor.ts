@@ -94,8 +94,9 @@ export class SourceSupervisor {
   }
 
   #opened(): void {
+    // A source that only looks again whether there is something to read has lost nothing.
+    if (!this.#open) this.#connections++;
     this.#open = true;
-    this.#connections++;
     this.#standingByReason = undefined;
     this.#outage.recovered();
     this.#onChange();
