@@ -147,6 +147,7 @@ async function finish(
   groupOf: (event: ExpectedEvent) => string = () => "",
 ): Promise<void> {
   const { sql, slot, store } = trial;
+  await until(async () => (await trial.history.read()).length > 200, { what: "enough to be written", intervalMs: 100 });
   await trial.writers.stop();
   const [{ lsn } = { lsn: "" }] = await sql<{ lsn: string }[]>`select pg_current_wal_lsn()::text as lsn`;
   await until(async () => {
@@ -155,7 +156,6 @@ async function finish(
     return row?.done;
   }, { what: `slot ${slot} to be confirmed up to ${lsn}`, timeoutMs: 60_000 });
   const expected = await trial.history.read();
-  assert.ok(expected.length > 200, `only ${expected.length} events`);
   const labels = new Set(expected.map(({ label }) => label));
   assert.ok(trial.writers.committed.every((label) => labels.has(label)), "a confirmed commit is not in the WAL");
   const groups = new Map<string, { expected: ExpectedEvent[]; arrivals: Arrival[] }>();
