@@ -24,12 +24,12 @@ export async function runCommand(options: LoadOptions): Promise<number> {
     });
   });
   const log = logger();
+  exitOnUnexpected(log);
+  const stop = stopOnSignals(log, Math.max(...config.bridges.map((bridge) => bridge.shutdownTimeoutMs)));
   log.info("pg-event-proxy {version} starts with {bridges}", {
     version: versionText(),
     bridges: config.bridges.map((bridge) => bridge.name).join(", "),
   });
-  exitOnUnexpected(log);
-  const stop = stopOnSignals(log, Math.max(...config.bridges.map((bridge) => bridge.shutdownTimeoutMs)));
   let bridges: readonly Bridge[] = [];
   let announced = false;
   const onChange = () => {

@@ -186,6 +186,8 @@ class Program {
         this.start();
         break;
       case "program stopped": {
+        // Before it has begun, a signal ends it by itself.
+        await before.waitForLog(/ starts with /, FINISH_TIMEOUT_MS);
         const { code, signal } = await before.kill("SIGTERM");
         if (code !== 0) throw new Error(`the program ended with ${code ?? signal} after SIGTERM`);
         this.start();
