@@ -34,6 +34,19 @@ scenario("SIGTERM and SIGINT drain and confirm: exit 0, and the next start redel
   assert.deepEqual([...verdicts].map(([kind, { repeats }]) => [kind, repeats]), trial.kinds.map((kind) => [kind, 0]));
 }, { timeoutMs: 120_000 });
 
+/** Writes rows that a frozen broker cannot acknowledge, and waits until the program has read them. */
+async function rowsThatWait(trial: Trial, writer: number): Promise<void> {
+  await trial.sql`insert into orders select ${writer}::int, i, 'waits' from generate_series(1, 100) i`;
+  const [{ lsn } = { lsn: "" }] = await trial.sql<{ lsn: string }[]>`select pg_current_wal_lsn()::text as lsn`;
+  await until(async () => {
+    const [row] = await trial.sql<{ read: boolean }[]>`
+      select walsender.write_lsn >= ${lsn}::pg_lsn as read
+        from pg_replication_slots slot join pg_stat_replication walsender on walsender.pid = slot.active_pid
+       where slot.slot_name = ${trial.slot}`;
+    return row?.read;
+  }, { what: `the program to have read up to ${lsn}` });
+}
+
 scenario(
   "a second signal, and shutdown_timeout, end it; nothing is lost",
   async (scope) => {
@@ -44,8 +57,7 @@ scenario(
     trial.startWriters();
     await trial.flows("amqp");
     broker.freeze();
-    // Enough for something to be on its way.
-    await trial.sql`insert into orders select -5, i, 'waits' from generate_series(1, 100) i`;
+    await rowsThatWait(trial, -5);
     process.kill(proxy.pid, "SIGTERM");
     await proxy.waitForLog(/SIGTERM: stopping, waiting up to 2 s/);
     const secondMs = performance.now();
@@ -56,7 +68,7 @@ scenario(
     proxy = await trial.startProxy();
     await trial.flows("amqp");
     broker.freeze();
-    await trial.sql`insert into orders select -6, i, 'waits' from generate_series(1, 100) i`;
+    await rowsThatWait(trial, -6);
     const startMs = performance.now();
     assert.deepEqual(await proxy.kill("SIGTERM"), { code: 0, signal: null });
     const tookMs = performance.now() - startMs;
