@@ -104,7 +104,7 @@ function writeSlots(text: MetricsText, sources: Sources): void {
   );
   text.gauge(
     "slot_lost_in_seconds",
-    "Time until the slot is lost if WAL goes on being written as in the last 15 s; absent while nothing is written.",
+    "Time until the slot is lost if WAL goes on being written as in the last 10 s; absent while nothing is written.",
     each((slot) => slot.lostInMs === undefined ? undefined : slot.lostInMs / 1000),
   );
 }

@@ -32,7 +32,7 @@ export interface WalSourceOptions {
 const END_OF_COPY_PATIENCE_MS = 1_000;
 /** Creating a slot waits for running transactions; after this long the log says so. */
 const SLOT_PATIENCE_MS = 5_000;
-/** What was read of the slot longer ago tells nothing of it any more: it is read every 15 s. */
+/** What was read of the slot longer ago tells nothing of it any more: it is read every 10 s. */
 const READING_VALID_MS = 60_000;
 /** How long a server that shuts down waits for acknowledgements before it is let go. */
 const LET_GO_MS = 300;
