@@ -1,6 +1,7 @@
 /** What the AWS kinds share: address, credentials, the meaning of errors, and the session with its requests. */
 
 import { type AwsAddress, readAwsUri } from "../config/aws.ts";
+import { CLOUDEVENTS_CONTENT_TYPE } from "../core/cloudevents.ts";
 import { ChannelRejectedError, errorText, type OperatorError, PermanentError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, type Event, orderKey } from "../core/event.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
@@ -16,6 +17,7 @@ export interface AwsConfigBase {
   readonly uri: string;
   readonly maxInFlight: number | undefined;
   readonly concurrency: number;
+  readonly cloudEventsSource: string | undefined;
 }
 
 /** Options that every client of the SDK understands. */
@@ -71,8 +73,12 @@ export abstract class AwsUpstream<Client extends { destroy(): void }> implements
     if (typeof address === "string") throw new PermanentError(`uri ${address}`);
     this.#address = address;
     this.#concurrency = config.concurrency;
+    this.contentType = config.cloudEventsSource === undefined ? undefined : CLOUDEVENTS_CONTENT_TYPE;
     this.#service = { product, actions, at: `${product} at ${address.text}` };
   }
+
+  /** Of every message, where they are CloudEvents; undefined: that of the event. */
+  protected readonly contentType: string | undefined;
 
   /** How long a request may take, in milliseconds. */
   protected requestTimeoutMs: number = REQUEST_TIMEOUT_MS;

@@ -3,6 +3,7 @@
 import { isUtf8 } from "node:buffer";
 import { createHash } from "node:crypto";
 import { contentType, type Event } from "../core/event.ts";
+import { bufferOf, textOf } from "../core/payload.ts";
 import type { MessageFault } from "./aws.ts";
 
 /** SendMessageBatch and PublishBatch take up to ten messages (SQS and SNS API references). */
@@ -55,12 +56,8 @@ export function measureText(event: Event, maxBytes: number, type?: string): numb
 }
 
 /** The bytes as they are: invalid UTF-8 must have been sorted out. */
-export function textOf(event: Event): string {
-  return bufferOf(event.payload).toString();
-}
-
-function bufferOf(payload: Uint8Array): Buffer {
-  return Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength);
+export function messageText(event: Event): string {
+  return textOf(event.payload);
 }
 
 /** Up to 128 letters, digits and punctuation marks (SQS and SNS API references, MessageGroupId). */

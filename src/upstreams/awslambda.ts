@@ -6,7 +6,7 @@ import type { AwsLambdaConfig } from "../config/config.ts";
 import type { Event } from "../core/event.ts";
 import type { Delivery } from "../core/upstream.ts";
 import { type AwsTarget, AwsUpstream, type ClientOptions, type MessageFault } from "./aws.ts";
-import { textOf } from "./aws_messages.ts";
+import { messageText } from "./aws_messages.ts";
 
 /** 1 MB for asynchronous, 6 MB for synchronous invocations (Lambda API reference, Invoke). */
 const MAX_BYTES = { Event: 1_048_576, RequestResponse: 6_291_456 } as const;
@@ -53,7 +53,7 @@ class LambdaFunction implements AwsTarget {
     this.#client = client;
     this.#name = name;
     this.#invocationType = config.invocationType;
-    this.#inputOf = config.cloudEventsSource === undefined ? inputOf : textOf;
+    this.#inputOf = config.cloudEventsSource === undefined ? inputOf : messageText;
     this.maxRequestBytes = MAX_BYTES[config.invocationType];
   }
 
@@ -79,7 +79,7 @@ class LambdaFunction implements AwsTarget {
 
 /** The function's input: a JSON object, since an invocation has no other place for the id. JSON stays byte for byte. */
 function inputOf(event: Event): string {
-  const text = textOf(event);
+  const text = messageText(event);
   return `{"id":${JSON.stringify(event.id)},"type":"${event.type}","channel":${JSON.stringify(event.channel)},` +
     `"routing_key":${JSON.stringify(event.routingKey)},"payload":${event.json ? text : JSON.stringify(text)}}`;
 }

@@ -7,11 +7,10 @@ import {
   SNSClient,
 } from "@aws-sdk/client-sns";
 import type { AwsSnsConfig } from "../config/config.ts";
-import { CLOUDEVENTS_CONTENT_TYPE } from "../core/cloudevents.ts";
 import type { Event } from "../core/event.ts";
 import type { Delivery } from "../core/upstream.ts";
 import { type AwsTarget, AwsUpstream, type ClientOptions, type MessageFault } from "./aws.ts";
-import { attributesOf, batchAnswers, fifoIds, MAX_BATCH_ENTRIES, measureText, textOf } from "./aws_messages.ts";
+import { attributesOf, batchAnswers, fifoIds, MAX_BATCH_ENTRIES, measureText, messageText } from "./aws_messages.ts";
 
 /** 256 KB for a message and for a batch (SNS API reference, PublishBatch). */
 const MAX_BYTES = 262_144;
@@ -19,12 +18,8 @@ const MAX_BYTES = 262_144;
 export class AwsSnsUpstream extends AwsUpstream<SNSClient> {
   readonly kind = "awssns";
 
-  /** Undefined: that of the event. */
-  readonly #contentType: string | undefined;
-
   constructor(config: AwsSnsConfig) {
     super(config, "Amazon SNS", "sns:GetTopicAttributes and sns:Publish");
-    this.#contentType = config.cloudEventsSource === undefined ? undefined : CLOUDEVENTS_CONTENT_TYPE;
   }
 
   protected override makeClient(options: ClientOptions): SNSClient {
@@ -33,7 +28,7 @@ export class AwsSnsUpstream extends AwsUpstream<SNSClient> {
 
   protected override async openTarget(client: SNSClient, name: string, abortSignal: AbortSignal): Promise<AwsTarget> {
     await client.send(new GetTopicAttributesCommand({ TopicArn: name }), { abortSignal });
-    return new Topic(client, name, this.#contentType);
+    return new Topic(client, name, this.contentType);
   }
 }
 
@@ -59,7 +54,7 @@ class Topic implements AwsTarget {
   async send(deliveries: readonly Delivery[], abortSignal: AbortSignal): Promise<(MessageFault | undefined)[]> {
     const entries = deliveries.map(({ event }, i): PublishBatchRequestEntry => ({
       Id: String(i),
-      Message: textOf(event),
+      Message: messageText(event),
       MessageAttributes: attributesOf(event, this.#contentType),
       ...(this.#fifo ? fifoIds(event) : {}),
     }));

@@ -8,11 +8,10 @@ import {
   SQSClient,
 } from "@aws-sdk/client-sqs";
 import type { AwsSqsConfig } from "../config/config.ts";
-import { CLOUDEVENTS_CONTENT_TYPE } from "../core/cloudevents.ts";
 import type { Event } from "../core/event.ts";
 import type { Delivery } from "../core/upstream.ts";
 import { type AwsTarget, AwsUpstream, type ClientOptions, type MessageFault } from "./aws.ts";
-import { attributesOf, batchAnswers, fifoIds, MAX_BATCH_ENTRIES, measureText, textOf } from "./aws_messages.ts";
+import { attributesOf, batchAnswers, fifoIds, MAX_BATCH_ENTRIES, measureText, messageText } from "./aws_messages.ts";
 
 /** 1 MiB for a message and for a batch (SQS API reference, SendMessageBatch); a queue may be set to less. */
 const MAX_BYTES = 1_048_576;
@@ -20,12 +19,8 @@ const MAX_BYTES = 1_048_576;
 export class AwsSqsUpstream extends AwsUpstream<SQSClient> {
   readonly kind = "awssqs";
 
-  /** Undefined: that of the event. */
-  readonly #contentType: string | undefined;
-
   constructor(config: AwsSqsConfig) {
     super(config, "Amazon SQS", "sqs:GetQueueUrl, sqs:GetQueueAttributes and sqs:SendMessage");
-    this.#contentType = config.cloudEventsSource === undefined ? undefined : CLOUDEVENTS_CONTENT_TYPE;
   }
 
   protected override makeClient(options: ClientOptions): SQSClient {
@@ -43,7 +38,7 @@ export class AwsSqsUpstream extends AwsUpstream<SQSClient> {
       options,
     );
     const maxBytes = Number(Attributes?.MaximumMessageSize ?? MAX_BYTES);
-    return new Queue(client, url ?? name, maxBytes, this.#contentType);
+    return new Queue(client, url ?? name, maxBytes, this.contentType);
   }
 }
 
@@ -71,7 +66,7 @@ class Queue implements AwsTarget {
   async send(deliveries: readonly Delivery[], abortSignal: AbortSignal): Promise<(MessageFault | undefined)[]> {
     const entries = deliveries.map(({ event }, i): SendMessageBatchRequestEntry => ({
       Id: String(i),
-      MessageBody: textOf(event),
+      MessageBody: messageText(event),
       MessageAttributes: attributesOf(event, this.#contentType),
       ...(this.#fifo ? fifoIds(event) : {}),
     }));
