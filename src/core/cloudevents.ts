@@ -5,6 +5,7 @@
 
 import { Buffer, isUtf8 } from "node:buffer";
 import { contentType, type Event } from "./event.ts";
+import { bufferOf } from "./payload.ts";
 
 export const CLOUDEVENTS_CONTENT_TYPE = "application/cloudevents+json";
 export const CLOUDEVENTS_BATCH_CONTENT_TYPE = "application/cloudevents-batch+json";
@@ -56,7 +57,7 @@ export function structuredEvent(event: Event, source: string): Event {
 
 function dataMember({ json, payload }: Event): Uint8Array[] {
   if (json) return [Buffer.from(',"data":'), onOneLine(payload)];
-  const bytes = Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength);
+  const bytes = bufferOf(payload);
   const member = isUtf8(bytes)
     ? `,"data":${JSON.stringify(bytes.toString())}`
     : `,"data_base64":"${bytes.toString("base64")}"`;

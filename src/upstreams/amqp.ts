@@ -5,6 +5,7 @@ import { type ChannelModel, type ConfirmChannel, connect, type Message, type Opt
 import type { AmqpConfig } from "../config/config.ts";
 import { ChannelRejectedError, errorText, PermanentError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, contentType, type Event } from "../core/event.ts";
+import { bufferOf } from "../core/payload.ts";
 import type { Delivery, Permission, Session, Target, Upstream } from "../core/upstream.ts";
 import { FRAME_OVERHEAD_BYTES, type MessageToPublish, PublishEncoder } from "./amqp_frames.ts";
 import { type DressedMessage, dresser } from "./amqp_headers.ts";
@@ -396,10 +397,6 @@ async function endConnection(connection: ChannelModel, deadlineMs: number): Prom
   // It rejects when the connection has ended already.
   await Promise.race([Promise.resolve().then(() => connection.close()).catch(() => {}), deadline]);
   clearTimeout(timer);
-}
-
-function bufferOf(bytes: Uint8Array): Buffer {
-  return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
 interface AmqplibInternals {

@@ -5,6 +5,7 @@ import { attributesOf } from "../core/cloudevents.ts";
 import { contentType, type Event } from "../core/event.ts";
 import { splitHeaders } from "../core/message_headers.ts";
 import { isJson, looksLikeJson } from "../core/notification.ts";
+import { textOf } from "../core/payload.ts";
 
 /**
  * Application properties of the AMQP binding (cloudevents/bindings/amqp-protocol-binding.md, section 3.1.3.1), which
@@ -45,7 +46,7 @@ export function dresser(options: DressOptions): ((event: Event) => DressedMessag
 }
 
 function undress(payload: Uint8Array): Omit<DressedMessage, "fault"> | undefined {
-  const text = Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength).toString();
+  const text = textOf(payload);
   // Such a payload was never split.
   const headed = looksLikeJson(text) ? undefined : splitHeaders(text);
   if (headed === undefined) return undefined;

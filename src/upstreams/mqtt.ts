@@ -7,6 +7,7 @@ import type { MqttConfig } from "../config/config.ts";
 import { attributesOf } from "../core/cloudevents.ts";
 import { ChannelRejectedError, errorText, PermanentError, SilentEndError, TransientError } from "../core/errors.ts";
 import { APPLICATION_NAME, contentType, type Event } from "../core/event.ts";
+import { bufferOf } from "../core/payload.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
 import { attemptConnect, CONNECT_TIMEOUT_MS, type Endpoint, parseEndpoint } from "./endpoint.ts";
 import { encodeProperties, PubackFilter, PublishEncoder } from "./mqtt_packets.ts";
@@ -408,10 +409,6 @@ class MqttSession implements Session {
     this.#client.end(true);
     this.#onLost(this.#loss.cause ?? new SilentEndError(lostText("the server closed it")));
   }
-}
-
-function bufferOf(bytes: Uint8Array): Buffer {
-  return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
 interface Properties {

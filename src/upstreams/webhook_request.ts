@@ -6,6 +6,7 @@ import type { WebhookConfig } from "../config/config.ts";
 import { secretBytes } from "../config/webhook_secret.ts";
 import { attributesOf, CLOUDEVENTS_BATCH_CONTENT_TYPE } from "../core/cloudevents.ts";
 import { APPLICATION_NAME, contentType, type Event } from "../core/event.ts";
+import { textOf } from "../core/payload.ts";
 import type { Delivery } from "../core/upstream.ts";
 import { VERSION } from "../version.ts";
 
@@ -119,7 +120,3 @@ function arrayOf(elements: readonly Uint8Array[]): Uint8Array {
 const OPEN = Buffer.from("[");
 const COMMA = Buffer.from(",\n");
 const CLOSE = Buffer.from("]");
-
-function textOf(bytes: Uint8Array): string {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString();
-}
