@@ -147,7 +147,8 @@ scenario(
     const command = [...programCommand(currentRuntime()), "tail", database.uri, "--wal", "--channel", "news"];
     const quoted = command.map((word) => `'${word.replaceAll("'", "'\\''")}'`).join(" ");
     const { NO_COLOR: _, ...env } = process.env;
-    const child = spawn(script, ["-qec", quoted, "/dev/null"], {
+    // exec: a shell that stayed (dash does) would take Ctrl-C as well, and end with 130 whatever the program says.
+    const child = spawn(script, ["-qec", `exec ${quoted}`, "/dev/null"], {
       stdio: ["pipe", "pipe", "inherit"],
       env: { ...env, TERM: "xterm" },
     });
