@@ -133,6 +133,11 @@ export class ServerConnection {
     return this.#channelBound;
   }
 
+  /** Bytes that were read off the socket while it was paused: the next chunk. */
+  get unreadBytes(): number {
+    return this.#socket.readableLength;
+  }
+
   /** Bytes that the socket holds because the server does not read. */
   get unsentBytes(): number {
     return this.#socket.writableLength;

@@ -35,6 +35,12 @@ export function encryptionsFor(mode: SslMode, host: Host): readonly Encryption[]
   }
 }
 
+/**
+ * A paused socket goes on reading until its buffer is full, packet by packet, and then gives out what it read one packet
+ * for each time it is resumed: by default 64 KiB, which are some 200 small events that all later ones have to wait behind.
+ */
+const PROMPT_PAUSE = { highWaterMark: 1 };
+
 export function isUnixSocket(host: Host): boolean {
   return host.host.startsWith("/");
 }
@@ -55,14 +61,19 @@ export async function openSocket(
   encryption: Encryption,
   signal: AbortSignal,
 ): Promise<ServerSocket> {
-  const socket = isUnixSocket(host)
-    ? connectTcp({ path: hostText(host) })
-    : connectTcp({ host: host.host, port: host.port, noDelay: true, keepAlive: true, keepAliveInitialDelay: 60_000 });
+  const socket = isUnixSocket(host) ? connectTcp({ ...PROMPT_PAUSE, path: hostText(host) }) : connectTcp({
+    ...PROMPT_PAUSE,
+    host: host.host,
+    port: host.port,
+    noDelay: true,
+    keepAlive: true,
+    keepAliveInitialDelay: 60_000,
+  });
   try {
     await opened(socket, "connect", host, signal);
     if (encryption === "plain") return { socket, encryption, certificate: undefined, tls: undefined };
     await requestTls(socket, host, signal);
-    const secure = connectTls({ ...tlsOptions(params, host), socket });
+    const secure = connectTls({ ...tlsOptions(params, host), ...PROMPT_PAUSE, socket });
     try {
       await opened(secure, "secureConnect", host, signal);
     } catch (error) {

@@ -7,7 +7,7 @@ import type { WalReader } from "./wal_reader.ts";
 
 const INTERVAL_MS = 10_000;
 /** At most this often after a move of the confirmed LSN. */
-const AFTER_MOVE_MS = 200;
+const AFTER_MOVE_MS = 100;
 /** How long an answer may take, in milliseconds; where the server gives up on us soon, a twelfth of that. */
 const ANSWER_MS = 5_000;
 /** Where the server never gives up on us, we give up on it after this long: its default. */
