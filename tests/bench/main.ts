@@ -137,6 +137,12 @@ function readCommandLine(args: readonly string[]): CommandLine {
   if (unknown !== undefined) {
     throw new Error(`unknown "${unknown}": quick, full, table, ${Object.keys(SECTIONS).join(", ")}`);
   }
+  const runtime = runtimeOf(values.runtime);
+  const { sampler } = values;
+  if (sampler !== "own" && sampler !== "perf") throw new Error(`--sampler is "${sampler}"; it may be perf or own`);
+  if (sampler === "own" && runtime === "executable") {
+    throw new Error('--sampler is "own", which an executable has not: add --runtime bun or --runtime deno');
+  }
   return {
     settings: {
       mode,
@@ -144,8 +150,8 @@ function readCommandLine(args: readonly string[]): CommandLine {
       pairs: positive("--pairs", values.pairs),
       upstreams: values.upstream?.split(","),
       transactions: values.transaction?.split(",").map((word) => word === "all" ? word : Number(word)),
-      runtime: runtimeOf(values.runtime),
-      sampler: values.sampler === "own" ? "own" : "perf",
+      runtime,
+      sampler,
       proxyEnv: Object.fromEntries(values.set.map((text) => {
         const at = text.indexOf("=");
         return [text.slice(0, at), text.slice(at + 1)];
