@@ -138,11 +138,6 @@ export class ServerConnection {
     return this.#socket.readableLength;
   }
 
-  /** Bytes that the socket holds because the server does not read. */
-  get unsentBytes(): number {
-    return this.#socket.writableLength;
-  }
-
   /** Runs one statement by the simple query protocol and returns its rows as text. Throws ServerError. */
   query(sql: string): Promise<Row[]> {
     return new Promise((resolve, reject) => {
