@@ -43,7 +43,7 @@ scenario("the program frozen for longer than wal_sender_timeout, beside one that
   process.kill(proxy.pid, "SIGSTOP");
   scope.defer(() => process.kill(proxy.pid, "SIGCONT"));
   // PostgreSQL gives up the frozen one's session, and the other takes over.
-  await standby.waitForLog(/source wal .* takes over/, 20_000);
+  await standby.waitForLog(/source wal .* takes over after standing by/, 20_000);
   await trial.flows("redis");
   // It wakes with events in hand, which the other has sent or is sending.
   process.kill(proxy.pid, "SIGCONT");

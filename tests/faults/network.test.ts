@@ -111,7 +111,7 @@ async function silentDuringTheStart(scope: Scope): Promise<void> {
     const startMs = performance.now();
     await Promise.all(
       Object.entries(steps).map(async ([source, step]) => {
-        const back = new RegExp(`source ${source}\\b.*(is back|takes over)`);
+        const back = new RegExp(`source ${source}\\b.*(is back|takes over after)`);
         await until(() => proxy.log.slice(lines).some(({ text }) => back.test(text)), {
           what: `source ${source} to be back after a silence at ${step}`,
           timeoutMs: 60_000,
