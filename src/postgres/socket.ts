@@ -61,14 +61,10 @@ export async function openSocket(
   encryption: Encryption,
   signal: AbortSignal,
 ): Promise<ServerSocket> {
-  const socket = isUnixSocket(host) ? connectTcp({ ...PROMPT_PAUSE, path: hostText(host) }) : connectTcp({
-    ...PROMPT_PAUSE,
-    host: host.host,
-    port: host.port,
-    noDelay: true,
-    keepAlive: true,
-    keepAliveInitialDelay: 60_000,
-  });
+  const address = isUnixSocket(host)
+    ? { path: hostText(host) }
+    : { host: host.host, port: host.port, noDelay: true, keepAlive: true, keepAliveInitialDelay: 60_000 };
+  const socket = connectTcp({ ...PROMPT_PAUSE, ...address });
   try {
     await opened(socket, "connect", host, signal);
     if (encryption === "plain") return { socket, encryption, certificate: undefined, tls: undefined };
