@@ -8,7 +8,8 @@ import { textOf } from "../core/payload.ts";
 import type { Delivery, Session, Target, Upstream } from "../core/upstream.ts";
 import { copyBytes } from "./slab.ts";
 
-const DEFAULT_MAX_IN_FLIGHT = 10_000;
+/** Measured: with 10,000 no faster, and a third more memory for small rows. */
+const DEFAULT_MAX_IN_FLIGHT = 4000;
 const STDOUT_FD = 1;
 /** A write is put together up to about this size. */
 const BATCH_BYTES = 256 * 1024;

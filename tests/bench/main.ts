@@ -53,6 +53,7 @@ async function main(): Promise<void> {
   } finally {
     await brokers.stop();
   }
+  if (sections.every((name) => name === "profile") && sections.length > 0) return;
   const file = loadBenchFile(jsonFile);
   if (file === undefined) throw new Error(`${jsonFile} is not there: run scripts/bench first`);
   if (markdown) {
