@@ -8,7 +8,7 @@ import type { Section, Table } from "./report.ts";
 export async function outboxSection(bench: Bench): Promise<Section> {
   const rows = bench.settings.rows ?? (bench.quick ? 20_000 : 1_000_000);
   const outputs = [await output(bench, "drain", rows)];
-  if (!bench.quick) outputs.push(await output(bench, "senders", 10));
+  if (!bench.quick) outputs.push(await output(bench, "senders", 3));
   return {
     name: "outbox",
     tables: outputs.map(({ title, text }) => asTable(title, text)),

@@ -99,7 +99,7 @@ export const PEERS: readonly Peer[] = [
     plugin: "pgoutput",
     arrivesAt: "stream",
     redisStream: REDIS_STREAM,
-    counterpart: "redis",
+    counterpart: "redis-stream",
     install: installDebezium,
     start: async (bench, slot) =>
       await startDebezium(bench, slot, {

@@ -10,7 +10,7 @@ import { ProcessMeter } from "./process_figures.ts";
 import type { Program } from "./program.ts";
 import { figure, megabytes, type Section, type Table, type Verdict } from "./report.ts";
 import { median } from "./statistics.ts";
-import { emptyQueue, QUEUE, upstreamCase, withChannel } from "./upstream_cases.ts";
+import { emptyQueue, QUEUE, STREAM, upstreamCase, withChannel } from "./upstream_cases.ts";
 import { proxyEnv } from "./wal_run.ts";
 
 const POLL_MS = 20;
@@ -49,6 +49,7 @@ export async function peersSection(bench: Bench): Promise<Section> {
   const contenders = [
     await ours(bench, dataset, "amqp-2", "at least once"),
     await ours(bench, dataset, "amqp-1", "at least once, messages transient"),
+    await ours(bench, dataset, "redis-stream", "at least once"),
     await ours(bench, dataset, "redis", "at least once to the server (PUBLISH)"),
     ...peers.map((peer) => peerContender(bench, dataset, peer)),
   ];
@@ -104,7 +105,11 @@ async function ours(bench: Bench, dataset: Dataset, name: string, promise: strin
     passes: [],
     run: () =>
       withSlotCopy(bench, dataset.slot, async (slot) => {
-        const arrival = kind === "amqp" ? await queueArrival(bench) : await publishArrival(bench);
+        const arrival = kind === "amqp"
+          ? await queueArrival(bench)
+          : name === "redis-stream"
+          ? await streamArrival(bench, STREAM)
+          : await publishArrival(bench);
         return await follow(bench, dataset, slot, arrival, () =>
           bench.home.startProxy(bench.settings.runtime, {
             env: {
@@ -262,7 +267,11 @@ function leftOutTable(leftOut: readonly LeftOut[]): Table {
 }
 
 function verdictsOf(dataset: Dataset, peer: Contender, contenders: readonly Contender[]): Verdict[] {
-  const labels: Readonly<Record<string, string>> = { "amqp-1": "mode 1", "amqp-2": "mode 2", "redis": "Redis" };
+  const labels: Readonly<Record<string, string>> = {
+    "amqp-1": "mode 1",
+    "amqp-2": "mode 2",
+    "redis-stream": "Redis stream",
+  };
   const label = labels[peer.counterpart ?? ""];
   const own = contenders.find(({ name, counterpart }) => counterpart === undefined && name.includes(label ?? "none"));
   if (label === undefined || own === undefined) return [];

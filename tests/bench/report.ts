@@ -112,22 +112,22 @@ function escaped(cell: string): string {
   return cell.replaceAll("*", "\\*");
 }
 
-/** What `--markdown` prints, between marks that a README keeps. */
+/** What `--markdown` prints, and the README holds: the first table in sight, the others folded. */
 export function markdownReport(file: BenchFile): string {
   const list = (entries: Readonly<Record<string, string>>) =>
     Object.entries(entries).map(([name, value]) => `${name} ${value}`).join(", ");
   const sections = Object.values(file.sections);
-  const verdicts = sections.flatMap((section) => section.verdicts);
-  const tables = [...verdicts.length > 0 ? [verdictTable(verdicts)] : [], ...sections.flatMap(({ tables }) => tables)];
+  const [first = "", ...others] = sections.flatMap(({ tables }) => tables).map(markdownTable);
   return [
-    "<!-- bench:begin -->",
+    first,
+    "<details><summary>All tables</summary>",
     wrap(
       `Machine: ${list(file.machine)}. Versions: ${list(file.versions)}. ` +
         `Commits: ${[...new Set(sections.map(({ commit }) => commit))].join(", ")}.`,
       MARKDOWN_WIDTH,
     ).join("\n"),
-    ...tables.map(markdownTable),
-    "<!-- bench:end -->",
+    ...others,
+    "</details>",
   ].join("\n\n");
 }
 
